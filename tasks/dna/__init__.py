@@ -1,0 +1,5 @@
+"""Next-base prediction of DNA."""
+
+from tasks.dna.genome import Dna
+
+__all__ = ["Dna"]

@@ -1,0 +1,182 @@
+"""Sound: decoding, resampling, quantisation, and damaged files."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from tasks import SPLITS, CorpusTask, TaskError, make_task
+from tasks.archive import Member
+from tasks.audio.torchaudio_import import import_torchaudio
+from tasks.audio.waveform import mu_law_encode, read_waveform, resample
+
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+
+soundfile = pytest.importorskip("soundfile")
+
+
+def tone(frequency_hz: float, rate_hz: int, length_s: float = 0.5, amplitude: float = 0.5) -> npt.NDArray[np.float64]:
+    signal: npt.NDArray[np.float64] = amplitude * np.sin(
+        2 * np.pi * frequency_hz * np.arange(int(rate_hz * length_s)) / rate_hz
+    )
+    return signal
+
+
+def encode(samples: npt.NDArray[np.float64], rate_hz: int = 16_000, container: str = "WAV", **options: str) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate_hz, format=container, **options)
+    return buffer.getvalue()
+
+
+def member_of(data: bytes, name: str = "x.wav") -> Member:
+    return Member(name=name, place=f"/data/{name}", data=data)
+
+
+def music(source: Path) -> CorpusTask:
+    task = make_task("audio", source=source)
+    assert isinstance(task, CorpusTask)
+    return task
+
+
+def test_mu_law_agrees_with_torchaudio_on_every_16_bit_sample() -> None:
+    samples = torch.arange(-32768, 32768).float() / 32768
+    ours = torch.from_numpy(mu_law_encode(samples)).long()
+    assert torch.equal(ours, import_torchaudio().transforms.MuLawEncoding(256)(samples))
+    decoded = import_torchaudio().transforms.MuLawDecoding(256)(ours)
+    assert float((decoded - samples).abs().max()) < 0.025
+    assert mu_law_encode(torch.tensor([-3.0, 3.0])).tolist() == [0, 255], "clipped"
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 44_100, 48_000, 44_101, 96_000])
+def test_resampling_keeps_a_tones_frequency_and_amplitude(rate_hz: int) -> None:
+    resampled = resample(torch.from_numpy(tone(1000, rate_hz)).float(), rate_hz).numpy()
+    assert abs(len(resampled) - 8000) <= 1
+    inner = resampled[1000:7000]
+    spectrum = np.abs(np.fft.rfft(inner * np.hanning(len(inner))))
+    assert np.argmax(spectrum) * 16_000 / len(inner) == pytest.approx(1000, abs=3)
+    assert np.sqrt(2 * np.mean(inner**2)) == pytest.approx(0.5, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "frequency_hz"), [(44_100, 9_000), (44_100, 15_000), (48_000, 8_500), (48_000, 20_000)]
+)
+def test_tones_above_8_khz_are_removed(rate_hz: int, frequency_hz: int) -> None:
+    resampled = resample(torch.from_numpy(tone(frequency_hz, rate_hz)).float(), rate_hz).numpy()
+    assert np.abs(resampled[500:-500]).max() < 0.001
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype", "tolerance"),
+    [
+        ("WAV", "PCM_U8", 0.01),
+        ("WAV", "PCM_16", 1e-4),
+        ("WAV", "PCM_24", 1e-6),
+        ("WAV", "FLOAT", 1e-7),
+        ("FLAC", "PCM_16", 1e-4),
+        ("OGG", "VORBIS", 0.05),
+        ("MP3", "MPEG_LAYER_III", 0.05),
+    ],
+)
+def test_formats(container: str, subtype: str, tolerance: float) -> None:
+    samples = tone(440, 16_000, length_s=1)
+    waveform, rate_hz = read_waveform(member_of(encode(samples, container=container, subtype=subtype)))
+    assert rate_hz == 16_000
+    inner = waveform.numpy()[2000:14_000]
+    assert np.sqrt(2 * np.mean(inner**2)) == pytest.approx(0.5, rel=0.02)
+    if container != "MP3":  # its encoder delays the sound
+        assert np.abs(inner - samples[2000:14_000]).max() < tolerance
+
+
+def test_channels_are_averaged() -> None:
+    stereo = np.stack([tone(440, 16_000), -tone(440, 16_000)], axis=1)
+    waveform, _ = read_waveform(member_of(encode(stereo)))
+    assert float(waveform.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_files(container: str, share: float) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000)
+    data = encode(noise, container=container)
+    with pytest.raises(TaskError, match=r"/data/x\.wav: .*truncated"):
+        read_waveform(member_of(data[: int(share * len(data))]))
+
+
+@pytest.mark.parametrize("data", [b"", b"RIFF", b"not a sound at all" * 50, b"RIFF\x24\0\0\0WAVEfmt "])
+def test_corrupt_files(data: bytes) -> None:
+    with pytest.raises(TaskError, match=r"/data/x\.wav: "):
+        read_waveform(member_of(data))
+
+
+@pytest.mark.parametrize("rate_hz", [0, 1, 999, 768_001, 2**32 - 1])
+def test_nonsensical_rates(rate_hz: int) -> None:
+    data = bytearray(encode(tone(440, 16_000)))
+    struct.pack_into("<I", data, 24, rate_hz)
+    with pytest.raises(TaskError, match=rf"sample rate {rate_hz} Hz is outside 1000\.\.768000"):
+        read_waveform(member_of(bytes(data)))
+
+
+def test_non_finite_samples() -> None:
+    samples = tone(440, 16_000)
+    samples[100] = np.nan
+    with pytest.raises(TaskError, match="sample 100 is not a finite number"):
+        read_waveform(member_of(encode(samples, subtype="FLOAT")))
+
+
+def test_streamed_wav_without_a_length_is_whole() -> None:
+    data = bytearray(encode(tone(440, 16_000)))
+    place = data.find(b"data") + 4
+    struct.pack_into("<I", data, place, 0xFFFFFFFF)
+    assert len(read_waveform(member_of(bytes(data)))[0]) == 8000
+
+
+def test_tracks_are_groups_and_other_rates_are_noted(tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / f"track{i}.flac").write_bytes(encode(tone(300 + i, 44_100), 44_100, "FLAC"))
+    task = music(tmp_path)
+    assert {document.group for document in task.corpus.documents} == {f"track{i}.flac" for i in range(4)}
+    assert "resampled from 44100 Hz to 16000 Hz" in task.provenance.note
+
+
+def test_silence_is_allowed_and_nothing_is_not(tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").write_bytes(encode(np.zeros(0)))
+    with pytest.raises(TaskError, match=r"nothing to read in empty\.wav"):
+        music(tmp_path)
+    (tmp_path / "silence.wav").write_bytes(encode(np.zeros(4000)))
+    task = music(tmp_path)
+    assert set(task.corpus.tokens.tolist()) == {128}
+    assert task.chance == 1
+    assert "skipped 1 empty file(s): empty.wav" in task.provenance.note
+
+
+def test_truncated_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "good.wav").write_bytes(encode(tone(440, 16_000)))
+    (tmp_path / "bad.wav").write_bytes(encode(tone(440, 16_000))[:1000])
+    with pytest.raises(TaskError, match=r"bad\.wav: truncated: its header states 16000 bytes of samples, 956 are"):
+        music(tmp_path)
+
+
+def test_speakers_are_groups(tmp_path: Path) -> None:
+    for word in ("yes", "no"):
+        (tmp_path / word).mkdir()
+        for speaker in range(5):
+            (tmp_path / word / f"{speaker:08x}_nohash_0.wav").write_bytes(encode(tone(200, 16_000)))
+    (tmp_path / "_background_noise_").mkdir()
+    (tmp_path / "_background_noise_" / "hum.wav").write_bytes(encode(tone(50, 16_000)))
+    task = make_task("speech", source=tmp_path)
+    assert isinstance(task, CorpusTask)
+    groups = [{document.group for document in task.splits[split]} for split in SPLITS]
+    assert set().union(*groups) == {f"{speaker:08x}" for speaker in range(5)}
+    assert sum(map(len, groups)) == 5
+    assert "left out _background_noise_" in task.provenance.note
+
+
+def test_embedded_speech_has_ten_speakers_or_more() -> None:
+    task = make_task("speech")
+    assert isinstance(task, CorpusTask)
+    assert len({document.group for document in task.corpus.documents}) >= 10
+    assert {document.length for document in task.corpus.documents} == {16_000}
