@@ -1,0 +1,84 @@
+"""What an operator tells whoever watches it: which kernel ran, what it costs, how wrong it is.
+
+Operators call :func:`observe` once per call. Outside :func:`observing` that does nothing. Inside,
+the kernel's name goes into the record, the operations that PyTorch's FLOP counter cannot see are
+added up, and, where asked for, a slice of the real output is compared with a reference: that is how
+no length is timed before its output is known to be right.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+@dataclass(kw_only=True)
+class OpReport:
+    """Filled while the operators run."""
+
+    verify: bool
+    backends: dict[str, str] = field(default_factory=dict)
+    """Operator -> kernel that ran."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Operator -> largest relative error of a checked slice."""
+    forward_flops: float = 0.0
+    backward_flops: float = 0.0
+
+
+_report: ContextVar[OpReport | None] = ContextVar("seqbench_op_report", default=None)
+
+
+@contextmanager
+def observing(*, verify: bool = False) -> Iterator[OpReport]:
+    """Collect what the operators report; with ``verify``, check a slice of every call's output."""
+    report = OpReport(verify=verify)
+    token = _report.set(report)
+    try:
+        yield report
+    finally:
+        _report.reset(token)
+
+
+def observe(
+    op: str,
+    backend: str,
+    *,
+    forward_flops: float = 0.0,
+    backward_flops: float = 0.0,
+    check: Callable[[], float] | None = None,
+) -> None:
+    """Tell the active report, if any, about one call of an operator.
+
+    Args:
+        op: the operator's name.
+        backend: the kernel that ran.
+        forward_flops, backward_flops: operations invisible to PyTorch's FLOP counter.
+        check: recomputes a slice of the output by a reference and returns its relative error.
+    """
+    report = _report.get()
+    if report is None:
+        return
+    report.backends[op] = backend
+    report.forward_flops += forward_flops
+    report.backward_flops += backward_flops
+    if report.verify and check is not None:
+        with torch.no_grad():
+            error = check()
+        # A NaN must not lose against a number in max().
+        previous = report.errors.get(op, 0.0)
+        report.errors[op] = error if error != error or error > previous else previous
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether shapes are being propagated without data: kernels must not touch memory then."""
+    return isinstance(tensor, FakeTensor) or tensor.device.type == "meta"
+
+
+def relative_error(actual: Tensor, reference: Tensor) -> float:
+    """``||actual - reference|| / ||reference||`` in float64; NaN anywhere gives NaN."""
+    actual, reference = actual.double(), reference.double()
+    return float((actual - reference).norm() / reference.norm().clamp_min(1e-30))

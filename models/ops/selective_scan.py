@@ -1,0 +1,280 @@
+"""The selective scan of Mamba: the best implementation that runs here, and the choice between them.
+
+``h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t`` and ``y_t = sum_n C_t[n] h_t[:, n]`` (Gu and Dao 2023, section 3.3,
+without the skip ``D x`` and the gate). Shapes: B batch, L time, D channels, N states.
+
+==============  ==================================================================================
+``kernel``      C++ for CPUs, built on first use (:mod:`models.ops.scan_kernel`); float32, float64
+``mamba-ssm``   the released fused CUDA kernel, where the package is installed; from h = 0 only
+``chunked``     PyTorch, any device, any dtype, complex too (:mod:`models.ops.scan_reference`)
+``sequential``  the recurrence as written, for tests
+==============  ==================================================================================
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from models.ops.context import is_fake, observe, relative_error
+from models.ops.scan_kernel import ensure_built, scan_backward, scan_forward
+from models.ops.scan_reference import chunked_scan, sequential_scan
+
+__all__ = ["BACKENDS", "available_backends", "ensure_built", "force_backend", "selective_scan"]
+
+BACKENDS = ("kernel", "mamba-ssm", "chunked", "sequential")
+
+# Operations for each of the B L D N states, exp counted as one. Forward: the 9 in use for selective scans
+# (dt A, exp, dt x B, a h +, C h +, counted without fusing). Backward: 7 for recomputing h, and 14 for dB, dC, A's and
+# u's gradients, h's own (two each) and the two products on the way through exp.
+FORWARD_OPS, BACKWARD_OPS = 9.0, 21.0
+
+CHECKED_CHANNELS = 4
+CHECKED_PIECE = 2**16  # tokens at a time, so that a check takes little memory
+
+_forced: ContextVar[str | None] = ContextVar("seqbench_scan_backend", default=None)
+
+
+def selective_scan(
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    *,
+    h0_BDN: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Outputs and last state of the scan; differentiable once, in all tensors and through both results.
+
+    Args:
+        x_BLD, dt_BLD: inputs and positive step sizes (softplus is the caller's).
+        A_DN: the decay's rate, real, or complex for ``chunked`` and ``sequential``.
+        B_BLN, C_BLN: what enters the state and what is read from it. They, x and dt may be slices of larger
+            tensors: no copy is made while the last dimension is dense.
+        h0_BDN: state before the first step; zeros if not given.
+        backend: one of :data:`BACKENDS`, or ``auto``: mamba-ssm on CUDA, kernel on a CPU, chunked where those
+            do not run.
+
+    Returns:
+        ``y_BLD`` in x's dtype and ``h_last_BDN`` in the dtype computed in: float64 if an argument is float64, else
+        float32. If any argument is complex, both are the complex sums.
+
+    Raises:
+        ValueError: shapes or devices that do not fit, or a backend that cannot run this.
+    """
+    _check(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, h0_BDN)
+    given = [t for t in (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, h0_BDN) if t is not None]
+    wide = functools.reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
+    name, note = _choose(backend, x_BLD, wide, h0_BDN is not None)
+    if name == "mamba-ssm":
+        y_BLD, h_last_BDN = _mamba_ssm(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN)
+    else:
+        real = wide.to_real()
+        x, dt, A, B, C = (_to(t, wide if t.is_complex() else real) for t in (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN))
+        h0 = None if h0_BDN is None else _to(h0_BDN, wide)
+        if name == "sequential":
+            y_BLD, h_last_BDN = sequential_scan(x, dt, _to(A, wide), B, C, h0)
+        elif name == "chunked":
+            if h0 is None:
+                h0 = torch.zeros(x.shape[0], *A.shape, dtype=wide, device=x.device)
+            y_BLD, h_last_BDN = chunked_scan(x, dt, A, B, C, h0)
+        else:
+            y_BLD, h_last_BDN = _kernel(x, dt, A, B, C, h0)
+        if not wide.is_complex:
+            y_BLD = y_BLD.to(x_BLD.dtype)
+    states = float(x_BLD.numel() * A_DN.shape[1])
+    observe(
+        "selective_scan",
+        name + note,
+        forward_flops=FORWARD_OPS * states,
+        backward_flops=BACKWARD_OPS * states,
+        check=None if is_fake(x_BLD) else lambda: _slice_error(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, h0_BDN, y_BLD),
+    )
+    return y_BLD, h_last_BDN
+
+
+def available_backends(
+    device: torch.device | str, dtype: torch.dtype = torch.float32, *, has_h0: bool = False
+) -> dict[str, str]:
+    """Each backend and why it cannot run there, or "" if it can. Builds the kernel if asked about a CPU."""
+    return {name: _unavailable(name, torch.device(device), dtype, has_h0=has_h0) for name in BACKENDS}
+
+
+@contextmanager
+def force_backend(name: str) -> Iterator[None]:
+    """Let ``auto`` mean this backend: to predict on one machine what another will run."""
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _choose(backend: str, x_BLD: Tensor, wide: torch.dtype, has_h0: bool) -> tuple[str, str]:
+    """The backend to run, and a note for the record where it is not the one meant for this device."""
+    reason = functools.partial(_unavailable, device=x_BLD.device, wide=wide, has_h0=has_h0, fake=is_fake(x_BLD))
+    backend = (_forced.get() or backend) if backend == "auto" else backend
+    if backend == "auto":
+        first = "mamba-ssm" if x_BLD.is_cuda else "kernel"
+        why = reason(first)
+        return ("chunked", f" (no {first}: {why})") if why else (first, "")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
+    if why := reason(backend):
+        raise ValueError(f"backend {backend!r} cannot run here: {why}; use backend='auto' or 'chunked'")
+    return backend, ""
+
+
+def _unavailable(name: str, device: torch.device, wide: torch.dtype, *, has_h0: bool, fake: bool = False) -> str:
+    if name == "kernel":
+        if device.type != "cpu":
+            return f"it is for CPU tensors, these are on {device.type}"
+        return f"it takes real tensors, not {wide}" if wide.is_complex else ensure_built()
+    if name == "mamba-ssm":
+        if device.type != "cuda" and not fake:
+            return f"it is for CUDA tensors, these are on {device.type}"
+        if wide != torch.float32:
+            return f"it computes in float32, not {wide}"
+        if has_h0:
+            return "it cannot start from a given h0"
+        # Without data nothing of the package is called, and it may be another machine's memory that is predicted,
+        # with tensors said to be on a CPU: a PyTorch without CUDA aborts on the gradients of fake CUDA tensors.
+        return "" if fake else _mamba_ssm_missing()
+    return ""
+
+
+@functools.cache
+def _mamba_ssm_missing() -> str:
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
+    except ImportError as error:
+        return f"mamba_ssm does not import ({error})"
+    return ""
+
+
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None) -> None:
+    if x.ndim != 3 or A.ndim != 2 or 0 in x.shape or 0 in A.shape:
+        raise ValueError(f"x {tuple(x.shape)} must be (B, L, D) and A {tuple(A.shape)} (D, N), none of them empty")
+    (batch, length, channels), states = x.shape, A.shape[1]
+    sequence, state = (batch, length, states), (batch, channels, states)
+    wanted = [("dt", dt, x.shape), ("A", A, (channels, states)), ("B", B, sequence), ("C", C, sequence)]
+    for name, tensor, shape in [*wanted, ("h0", h0, state)]:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, x and A ask for {tuple(shape)}; pass it so")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}; move one of them")
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The kernel takes any strides of batch and time, but channels side by side."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+    x, dt, B, C = map(_dense, (x, dt, B, C))
+    A, h0 = A.contiguous(), None if h0 is None else h0.contiguous()
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, dt, A, B, C, h0)):
+        return _KernelScan.apply(x, dt, A, B, C, h0)
+    y_BLD, h_last_BDN, _ = scan_forward(x, dt, A, B, C, h0, keep_states=False)
+    return y_BLD, h_last_BDN
+
+
+class _KernelScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        y_BLD, h_last_BDN, boundary = scan_forward(x, dt, A, B, C, h0, keep_states=True)
+        ctx.save_for_backward(x, dt, A, B, C, boundary)
+        ctx.set_materialize_grads(False)
+        return y_BLD, h_last_BDN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor | None, gh_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, dt, A, B, C, boundary = ctx.saved_tensors
+        gy = x.new_zeros(x.shape) if gy is None else _dense(gy)
+        gradients = scan_backward(x, dt, A, B, C, boundary, gy, None if gh_last is None else gh_last.contiguous())
+        return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=True))
+
+
+def _mamba_ssm(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """The package's layout is (B, D, L) and (B, N, L), in one dtype, float16 and bfloat16 included."""
+    narrow = functools.reduce(torch.promote_types, (t.dtype for t in (dt, B, C)), x.dtype)
+    u, delta, B_BNL, C_BNL = (_to(t, narrow).transpose(1, 2).contiguous() for t in (x, dt, B, C))
+    A = _to(A, torch.float32).contiguous()
+    if is_fake(x):
+        y_BDL, h_last_BDN = _FakeMambaScan.apply(u, delta, A, B_BNL, C_BNL)
+    else:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+        y_BDL, h_last_BDN = selective_scan_fn(u, delta, A, B_BNL, C_BNL, return_last_state=True)
+    return _to(y_BDL.transpose(1, 2), x.dtype), _NoGradient.apply(h_last_BDN)
+
+
+class _NoGradient(torch.autograd.Function):
+    """The package drops the gradient of the last state: better an error than a wrong gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, h_last_BDN: Tensor) -> Tensor:
+        return h_last_BDN.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise ValueError("mamba-ssm's last state has no gradient; pass backend='chunked' to differentiate through it")
+
+
+class _FakeMambaScan(torch.autograd.Function):
+    """Allocates what mamba_ssm's SelectiveScanFn does, for memory prediction."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+        num_chunks, y_BDL = math.ceil(u.shape[2] / 2048), torch.empty_like(u)
+        scanned = u.new_empty(*u.shape[:2], num_chunks, 2 * A.shape[1], dtype=torch.float32)
+        ctx.save_for_backward(u, delta, A, B, C, scanned)
+        return y_BDL, scanned[:, :, -1, 1::2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor, gh_last: Tensor) -> tuple[Tensor, ...]:
+        u, delta, A, B, C, _ = ctx.saved_tensors
+        _held = gy.contiguous()
+        dB, dC = (torch.empty_like(t, dtype=torch.float32) for t in (B, C))
+        return (torch.empty_like(u), torch.empty_like(delta), torch.empty_like(A), _to(dB, B.dtype), _to(dC, C.dtype))
+
+
+def _slice_error(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None, y: Tensor) -> float:
+    """Relative error of a few channels at full length, for the first and last sequence, against float64."""
+    batch, length, channels = x.shape
+    d = torch.linspace(0, channels - 1, min(channels, CHECKED_CHANNELS)).round().long().to(x.device)
+    b = torch.tensor(sorted({0, batch - 1}), device=x.device)
+
+    def wide(t: Tensor) -> Tensor:
+        return t.to(torch.complex128 if t.is_complex() else torch.float64)
+
+    h = None if h0 is None else wide(h0[b][:, d])
+    if h is None and any(t.is_complex() for t in (x, A, B, C)):
+        h = torch.zeros(len(b), len(d), A.shape[1], dtype=torch.complex128, device=x.device)
+    pieces: list[Tensor] = []
+    for start in range(0, length, CHECKED_PIECE):
+        part = slice(start, start + CHECKED_PIECE)
+        x_d, dt_d = (wide(t[:, part].index_select(2, d)[b]) for t in (x, dt))
+        y_d, h = chunked_scan(x_d, dt_d, wide(A[d]), wide(B[b, part]), wide(C[b, part]), h)
+        pieces.append(y_d)
+    actual, reference = wide(y.index_select(2, d)[b]), torch.cat(pieces, 1)
+    if reference.is_complex():
+        actual, reference = torch.view_as_real(actual), torch.view_as_real(reference)
+    return relative_error(actual, reference)
