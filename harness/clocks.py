@@ -1,0 +1,84 @@
+"""Clocks with names: CUDA events on a GPU, ``perf_counter_ns`` on a CPU.
+
+A sample is one number that can be compared with others of the same trial: the mean time of a call
+over a short run of calls, long enough that the clock's own cost (under 0.1 us) cannot show.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+MIN_SAMPLES = 5
+"""Fewer are recorded as they are and flagged: with five, a median has two neighbours on each side."""
+MAX_SAMPLES = 30
+_SHORTEST_SAMPLE_NS = 2_000_000
+_MORE_WARM_UP_CALLS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What the clock saw. All times in milliseconds a call."""
+
+    samples_ms: list[float]
+    calls_per_sample: int
+    clock: str
+
+    @property
+    def few_samples(self) -> bool:
+        return len(self.samples_ms) < MIN_SAMPLES
+
+
+def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: float) -> Timing:
+    """Time ``call`` within about ``budget_s`` seconds, warm-up included.
+
+    One call at least warms up, and one sample at least is taken, however long they take; there are
+    :data:`MIN_SAMPLES` or more where they fit the budget. Caches are warm: every call works on the
+    same buffers, as a training step or a decoding step does.
+    """
+    clock = _cuda_run_ms if device.type == "cuda" else _cpu_run_ms
+    began = time.perf_counter_ns()
+    per_call_ms = clock(call, 1)
+    for _ in range(_MORE_WARM_UP_CALLS):
+        if _elapsed_s(began) + (1 + MIN_SAMPLES) * per_call_ms / 1e3 > budget_s:
+            break
+        per_call_ms = clock(call, 1)
+    calls = max(1, round(_SHORTEST_SAMPLE_NS / 1e6 / max(per_call_ms, 1e-6)))
+    samples_ms: list[float] = []
+    while len(samples_ms) < MAX_SAMPLES:
+        samples_ms.append(clock(call, calls) / calls)
+        if _elapsed_s(began) + samples_ms[-1] * calls / 1e3 > budget_s:
+            break
+    return Timing(
+        samples_ms=samples_ms,
+        calls_per_sample=calls,
+        clock="cuda_events" if device.type == "cuda" else "perf_counter_ns",
+    )
+
+
+def time_once_ms(call: Callable[[], object], device: torch.device) -> float:
+    """One call by the device's own clock."""
+    return (_cuda_run_ms if device.type == "cuda" else _cpu_run_ms)(call, 1)
+
+
+def _elapsed_s(began_ns: int) -> float:
+    return (time.perf_counter_ns() - began_ns) / 1e9
+
+
+def _cpu_run_ms(call: Callable[[], object], calls: int) -> float:
+    started = time.perf_counter_ns()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter_ns() - started) / 1e6
+
+
+def _cuda_run_ms(call: Callable[[], object], calls: int) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)

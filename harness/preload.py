@@ -1,0 +1,10 @@
+"""What the forkserver imports before any trial: PyTorch, and what its profiler imports on first use.
+
+Without the second line every trial would spend a second on imports. Nothing here starts a thread of
+PyTorch's or touches CUDA.
+"""
+
+import torch
+import torch._inductor.config
+
+assert not torch.cuda.is_initialized()

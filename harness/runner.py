@@ -1,0 +1,254 @@
+"""The run: every planned trial that has no record yet, cheap ones first, one record each.
+
+The runner knows nothing of models and tasks. It asks a :class:`CostModel` whether a trial can fit
+and when it will end, hands it to a supervisor, and writes down what became of it.
+"""
+
+import datetime
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from harness.records import Record, RecordWriter
+from harness.supervisor import Outcome
+from harness.trials import Trial
+from harness.worker import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """A trial, its identity, and what it is expected to cost."""
+
+    trial: Trial
+    trial_id: str
+    time_limit_s: float
+    predicted_peak_bytes: int | None = None
+    flops: float | None = None
+    """Of one timed call."""
+    calls: float = 1.0
+    """How many such calls the trial makes at the least, checks and memory passes included."""
+    extra_s: float = 0.0
+    """Time that does not follow from calls: start-up, data, evaluation."""
+    speed_key: str = ""
+    """Trials with one key run the same code, so that one's rate predicts another's."""
+    unsupported: str = ""
+    """Why the trial cannot be run at all; known when it was planned."""
+    num_threads: int | None = None
+    """CPU threads of a trial that may share the machine with its like, one set of cores each; None:
+    all cores and the machine to itself."""
+    payload: Mapping[str, Any] | None = None
+    """What the worker needs beside the trial (data folders); not part of its identity."""
+
+
+class Executor(Protocol):
+    """What runs trials; :class:`harness.supervisor.Supervisor` and the tests' mock are two."""
+
+    def run(self, payload: Mapping[str, Any], limits: Limits) -> Outcome: ...
+
+    def cancel(self) -> None: ...
+
+
+class CostModel:
+    """Predicts how long a trial's call takes, from what the run has measured so far.
+
+    A trial's rate is that of the longest finished trial with the same key; before there is one, the
+    given default. Small calls are bound by overhead, so that early predictions err upwards for them
+    and shrink as lengths grow; that is harmless, since only long trials are near their limits.
+    """
+
+    def __init__(self, default_flops_per_s: float) -> None:
+        self._default = default_flops_per_s
+        self._rates: dict[str, tuple[float, float]] = {}
+
+    def observe(self, planned: PlannedTrial, latency_ms: float) -> None:
+        """Learn the rate of a finished trial."""
+        if planned.flops and latency_ms > 0:
+            known = self._rates.get(planned.speed_key, (0.0, 0.0))
+            if planned.flops >= known[0]:
+                self._rates[planned.speed_key] = (planned.flops, planned.flops / (latency_ms / 1e3))
+
+    def latency_ms(self, planned: PlannedTrial) -> float | None:
+        """Predicted time of one call; None where the FLOPs are unknown."""
+        if not planned.flops:
+            return None
+        _, rate = self._rates.get(planned.speed_key, (0.0, self._default))
+        return 1e3 * planned.flops / rate
+
+    def knows(self, planned: PlannedTrial) -> bool:
+        """Whether the prediction rests on a measurement."""
+        return planned.speed_key in self._rates
+
+    def wall_s(self, planned: PlannedTrial) -> float:
+        """Predicted duration of the whole trial, capped by its time limit."""
+        latency_ms = self.latency_ms(planned) or 0.0
+        return min(planned.extra_s + planned.calls * latency_ms / 1e3, planned.time_limit_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands; sent before and after every trial."""
+
+    done: int
+    total: int
+    eta_s: float
+    trial: Trial
+    outcome: Outcome | None = None
+
+
+def run_trials(
+    planned: Sequence[PlannedTrial],
+    *,
+    executor: Executor,
+    writer: RecordWriter,
+    env_id: str,
+    costs: CostModel,
+    memory_bytes: int,
+    cores: Sequence[int],
+    max_side_by_side: int | None = None,
+    address_space_bytes: int | None = None,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+) -> Iterator[Record]:
+    """Run the trials; yields each record after it has been written.
+
+    Trials with a machine to themselves go first, in the order given. Those that state their number of
+    threads then run side by side, each pinned to cores of its own, and their records say so.
+
+    Args:
+        planned: trials without a record, cheap ones first.
+        memory_bytes: a trial that is predicted to need more is skipped, with the prediction.
+        cores: the CPU cores of this run.
+        max_side_by_side: how many trials may share the machine; None for as many as cores allow.
+        address_space_bytes: hard limit of a trial's process; None for none.
+    """
+    alone = [plan for plan in planned if plan.num_threads is None]
+    sharing = sorted((plan for plan in planned if plan.num_threads is not None), key=lambda p: -costs.wall_s(p))
+    done = 0
+
+    def run_on(plan: PlannedTrial, own_cores: Sequence[int], side_by_side: int) -> tuple[datetime.datetime, Outcome]:
+        started = clock()
+        outcome = refusal(plan, costs, memory_bytes // side_by_side)
+        if outcome is None:
+            identity = {"trial": plan.trial.as_dict(), "trial_id": plan.trial_id}
+            payload = {**identity, "cores": list(own_cores), **(plan.payload or {})}
+            limits = Limits(time_s=plan.time_limit_s, address_space_bytes=address_space_bytes)
+            outcome = executor.run(payload, limits)
+        if side_by_side > 1 and outcome.backend:
+            outcome = replace(outcome, backend={**outcome.backend, "side_by_side": side_by_side})
+        return started, outcome
+
+    def write(plan: PlannedTrial, started: datetime.datetime, outcome: Outcome, eta_s: float) -> Record:
+        nonlocal done
+        metrics = {**_predictions(plan, costs), **outcome.metrics}
+        record = Record(
+            trial_id=plan.trial_id,
+            trial=plan.trial,
+            status=outcome.status,
+            env_id=env_id,
+            started_at=started.isoformat(timespec="seconds"),
+            wall_s=outcome.wall_s,
+            metrics=metrics,
+            backend=outcome.backend,
+            error=outcome.error,
+        )
+        if outcome.status == "ok" and (samples := metrics.get("latency_ms")):
+            costs.observe(plan, sorted(samples)[len(samples) // 2])
+        writer.append(record)
+        done += 1
+        on_progress(Progress(done=done, total=len(planned), eta_s=eta_s, trial=plan.trial, outcome=outcome))
+        return record
+
+    slots = _slots(sharing, cores)[:max_side_by_side]
+    for index, plan in enumerate(alone):
+        eta_s = sum(costs.wall_s(p) for p in alone[index:]) + sum(map(costs.wall_s, sharing)) / max(1, len(slots))
+        on_progress(Progress(done=done, total=len(planned), eta_s=eta_s, trial=plan.trial))
+        started, outcome = run_on(plan, cores, 1)
+        yield write(plan, started, outcome, eta_s)
+
+    free = queue.SimpleQueue[Sequence[int]]()
+    for slot in slots:
+        free.put(slot)
+
+    def run_in_slot(plan: PlannedTrial) -> tuple[PlannedTrial, datetime.datetime, Outcome]:
+        slot = free.get()
+        try:
+            return plan, *run_on(plan, slot, len(slots))
+        finally:
+            free.put(slot)
+
+    with ThreadPoolExecutor(max_workers=max(1, len(slots))) as pool:
+        futures = [pool.submit(run_in_slot, plan) for plan in sharing]
+        try:
+            for future in as_completed(futures):
+                plan, started, outcome = future.result()
+                waiting = [p for p, f in zip(sharing, futures, strict=True) if not f.done()]
+                yield write(plan, started, outcome, sum(map(costs.wall_s, waiting)) / len(slots))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            executor.cancel()
+            raise
+
+
+def _slots(sharing: Sequence[PlannedTrial], cores: Sequence[int]) -> list[Sequence[int]]:
+    """Disjoint sets of cores, as many as the trials that share the machine allow."""
+    if not sharing:
+        return []
+    width = min(len(cores), max(plan.num_threads or 1 for plan in sharing))
+    return [cores[i : i + width] for i in range(0, len(cores) - width + 1, width)]
+
+
+def refusal(plan: PlannedTrial, costs: CostModel, memory_bytes: int) -> Outcome | None:
+    """Why a trial is not run, as the outcome that is recorded instead; None if it is run."""
+    if plan.unsupported:
+        return Outcome(
+            status="unsupported", wall_s=0.0, error={"type": "Unsupported", "message": plan.unsupported, "tail": ""}
+        )
+    if plan.predicted_peak_bytes is not None and plan.predicted_peak_bytes > memory_bytes:
+        message = (
+            f"predicted to need {plan.predicted_peak_bytes / 2**30:.1f} GiB where {memory_bytes / 2**30:.1f} GiB "
+            "are free; use a machine with more memory or a shorter length"
+        )
+        return Outcome(status="skipped", wall_s=0.0, error={"type": "PredictedMemory", "message": message, "tail": ""})
+    latency_ms = costs.latency_ms(plan)
+    # A guess from the default rate is no ground for refusing: only a measured rate is.
+    if latency_ms is not None and costs.knows(plan):
+        wall_s = plan.extra_s + plan.calls * latency_ms / 1e3
+        if wall_s > plan.time_limit_s:
+            message = (
+                f"predicted to take {wall_s:.0f} s, {latency_ms / 1e3:.1f} s a call, where the limit is "
+                f"{plan.time_limit_s:g} s; raise time_limit_s in the suite to measure it"
+            )
+            return Outcome(
+                status="skipped", wall_s=0.0, error={"type": "PredictedTime", "message": message, "tail": ""}
+            )
+    return None
+
+
+def _predictions(plan: PlannedTrial, costs: CostModel) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    if plan.flops is not None:
+        metrics["flops"] = plan.flops
+    if plan.predicted_peak_bytes is not None:
+        metrics["predicted_peak_bytes"] = plan.predicted_peak_bytes
+    latency_ms = costs.latency_ms(plan)
+    if latency_ms is not None:
+        metrics["predicted_latency_ms"] = round(latency_ms, 4)
+        metrics["predicted_from"] = "measured rate" if costs.knows(plan) else "default rate"
+    return metrics
+
+
+def measure_matmul_rate(seconds: float = 0.2) -> float:
+    """FLOP/s of a float32 matrix product here: the default rate of a run's first predictions."""
+    import torch
+
+    a = torch.ones(384, 384)
+    a @ a
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        a @ a
+        count += 1
+    return count * 2 * 384**3 / (time.perf_counter() - started)

@@ -1,0 +1,121 @@
+"""The run, with a mock executor and a mock clock: order, refusals, resume arithmetic, one record a trial."""
+
+import datetime
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from harness import RecordWriter, Trial, read_records
+from harness.runner import CostModel, PlannedTrial, run_trials
+from harness.supervisor import Outcome
+from harness.worker import Limits
+
+GIB = 2**30
+
+
+class MockExecutor:
+    """Answers at a stated rate without running anything."""
+
+    def __init__(self, flops_per_s: float = 1e9) -> None:
+        self.flops_per_s, self.seen, self.cores = flops_per_s, [], []
+        self._lock = threading.Lock()
+
+    def run(self, payload: Mapping[str, Any], limits: Limits) -> Outcome:
+        with self._lock:
+            self.seen.append(payload["trial"]["seq_len"])
+            self.cores.append(tuple(payload["cores"]))
+        latency_ms = 1e3 * payload["flops"] / self.flops_per_s
+        return Outcome(status="ok", wall_s=latency_ms / 1e3, metrics={"latency_ms": [latency_ms]}, backend={"k": "v"})
+
+    def cancel(self) -> None:
+        pass
+
+
+def plan(seq_len: int, *, flops: float = 1e9, key: str = "k", **changes: Any) -> PlannedTrial:
+    trial = Trial(
+        kind="speed", model="m", task=None, seq_len=seq_len, batch=1, dtype="float32", direction="forward",
+        device="cpu", seed=0,
+    )  # fmt: skip
+    fields = dict(
+        trial=trial, trial_id=f"{seq_len:064d}", time_limit_s=10.0, predicted_peak_bytes=1, flops=flops, calls=4.0,
+        speed_key=key, payload={"flops": flops},
+    )  # fmt: skip
+    return PlannedTrial(**(fields | changes))
+
+
+def run(tmp_path, planned, executor=None, cores=(0,)):
+    executor = executor or MockExecutor()
+    with RecordWriter(tmp_path) as writer:
+        records = list(
+            run_trials(
+                planned, executor=executor, writer=writer, env_id="e", costs=CostModel(1e9), memory_bytes=GIB,
+                cores=cores, clock=lambda: datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            )
+        )  # fmt: skip
+    return records, executor
+
+
+def test_every_trial_gets_exactly_one_record_in_order(tmp_path):
+    records, executor = run(tmp_path, [plan(n) for n in (64, 128, 256)])
+    assert executor.seen == [64, 128, 256]
+    written, _ = read_records([tmp_path])
+    assert [r["trial_id"] for r in written] == [r.trial_id for r in records]
+    assert all(r["started_at"] == "2026-01-01T00:00:00+00:00" for r in written)
+
+
+def test_what_cannot_fit_is_skipped_with_its_prediction(tmp_path):
+    (record,), executor = run(tmp_path, [plan(64, predicted_peak_bytes=3 * GIB)])
+    assert executor.seen == []
+    assert record.status == "skipped"
+    assert record.metrics["predicted_peak_bytes"] == 3 * GIB
+    assert "3.0 GiB" in record.error["message"] and "1.0 GiB" in record.error["message"]
+    assert "latency_ms" not in record.metrics
+
+
+def test_what_would_outlast_its_limit_is_skipped_once_the_rate_is_known(tmp_path):
+    # At 1e9 FLOP/s the second takes 8 s a call, four calls at least, against a limit of 10 s.
+    records, executor = run(tmp_path, [plan(64, flops=1e8), plan(128, flops=8e9)])
+    assert executor.seen == [64]
+    assert [r.status for r in records] == ["ok", "skipped"]
+    assert records[1].metrics["predicted_latency_ms"] == pytest.approx(8e3)
+    assert records[1].metrics["predicted_from"] == "measured rate"
+    assert "time_limit_s" in records[1].error["message"]
+
+
+def test_a_guess_refuses_nothing(tmp_path):
+    records, _ = run(tmp_path, [plan(64, flops=8e9)], MockExecutor(1e12))
+    assert records[0].status == "ok"
+    assert records[0].metrics["predicted_from"] == "default rate"
+
+
+def test_rates_are_kept_apart_by_key(tmp_path):
+    records, _ = run(tmp_path, [plan(64, flops=1e8, key="slow"), plan(128, flops=8e9, key="other")])
+    assert [r.status for r in records] == ["ok", "ok"]
+
+
+def test_unsupported_is_recorded_with_its_reason(tmp_path):
+    (record,), executor = run(tmp_path, [plan(64, unsupported="no such kernel")])
+    assert (record.status, executor.seen) == ("unsupported", [])
+    assert record.error["message"] == "no such kernel"
+
+
+def test_trials_that_share_the_machine_get_cores_of_their_own(tmp_path):
+    planned = [plan(64), *(plan(n, num_threads=2) for n in (128, 256, 512, 1024))]
+    records, executor = run(tmp_path, planned, cores=(0, 1, 2, 3, 4))
+    assert executor.cores[0] == (0, 1, 2, 3, 4)
+    assert set(executor.cores[1:]) <= {(0, 1), (2, 3)}
+    assert sorted(executor.seen) == [64, 128, 256, 512, 1024]
+    assert records[0].backend == {"k": "v"}
+    assert all(r.backend["side_by_side"] == 2 for r in records[1:])
+
+
+def test_the_longest_finished_trial_sets_the_rate():
+    costs = CostModel(1e9)
+    short, long = plan(64, flops=1e6), plan(1024, flops=1e9)
+    costs.observe(short, 100.0)  # bound by overhead: 1e7 FLOP/s
+    costs.observe(long, 100.0)  # 1e10 FLOP/s
+    assert costs.latency_ms(plan(2048, flops=2e9)) == pytest.approx(200.0)
+    costs.observe(short, 1.0)
+    assert costs.latency_ms(plan(2048, flops=2e9)) == pytest.approx(200.0)
