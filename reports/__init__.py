@@ -1,0 +1,46 @@
+"""Figures, tables and pages, drawn from records alone."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reports.contrasts import Contrast, judge_contrasts
+    from reports.fits import crossover, fit_slope, geometric_mean_speedup
+    from reports.frames import scores_frame, speed_frame, training_frame, trials_frame
+    from reports.page import judge, write_report
+
+__all__ = [
+    "Contrast",
+    "crossover",
+    "fit_slope",
+    "geometric_mean_speedup",
+    "judge",
+    "judge_contrasts",
+    "scores_frame",
+    "speed_frame",
+    "training_frame",
+    "trials_frame",
+    "write_report",
+]
+_HOME = {
+    "Contrast": "contrasts",
+    "judge_contrasts": "contrasts",
+    "crossover": "fits",
+    "fit_slope": "fits",
+    "geometric_mean_speedup": "fits",
+    "scores_frame": "frames",
+    "speed_frame": "frames",
+    "training_frame": "frames",
+    "trials_frame": "frames",
+    "judge": "page",
+    "write_report": "page",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads on first use: pandas and matplotlib must not slow down a command line that only prints its help."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"reports.{_HOME[name]}"), name)

@@ -1,0 +1,294 @@
+"""Records to tidy data frames: one row a trial, a scored length, a bin of positions or a point of a loss curve.
+
+What was not measured is NaN (numbers) or None (text) here, never 0. Only comparable rows share a group, and a figure
+draws exactly one group: the same environment and device, and the same protocol where a protocol was varied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports import style
+
+Record = Mapping[str, Any]
+Environments = Mapping[str, Mapping[str, Any]]
+
+# Two environments that differ only in these are the same section: a trial's id already holds the version of the code
+# that it uses, and clocks and dates are readings, not settings.
+VOLATILE = frozenset({"commit", "dirty", "clocks", "date", "started_at", "created_at", "env_id"})
+SPEED_GROUP = ["section", "level", "direction", "dtype", "batch", "variant"]
+TRAINING_GROUP = ["section", "task", "train_len", "direction", "dtype", "batch", "source", "variant"]
+ALLOCATOR, RSS = "allocator peak", "peak RSS above the process's baseline"
+NUMBERS = [
+    "tokens_per_s",
+    "peak_alloc_bytes",
+    "peak_reserved_bytes",
+    "peak_rss_bytes",
+    "baseline_rss_bytes",
+    "state_bytes",
+    "params",
+    "flops",
+    "predicted_peak_bytes",
+    "predicted_latency_ms",
+    "first_call_ms",
+    "max_relative_error",
+    "train_s",
+    "train_tokens",
+    "steps_to_threshold",
+    "chance",
+]
+INTERVALS = ("accuracy", "bits_per_token")
+SCORE_COLUMNS = ["scored_len", "score_status", "reason", "latency_ms", "tokens_per_s", "predicted_latency_ms"]
+
+
+def number(value: Any) -> float:
+    """A finite float, or NaN for what is absent or is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return float("nan")
+    return float(value) if np.isfinite(value) else float("nan")
+
+
+def samples(value: Any) -> tuple[float, ...]:
+    """The finite positive samples of a list (a single figure counts as one sample); empty where absent."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(x for x in map(number, values) if x > 0)
+
+
+def interval(value: Any, name: str) -> dict[str, float]:
+    """{value, low, high, n} as flat columns."""
+    parts = value if isinstance(value, Mapping) else {"value": value}
+    ends = {f"{name}_{key}": number(parts.get(key)) for key in ("low", "high", "n")}
+    return {name: number(parts.get("value")), **ends}
+
+
+def section_key(environment: Mapping[str, Any], env_id: str, device: str) -> str:
+    """What must be equal for two trials' figures to be compared: environment, less what is volatile, and device."""
+    stable = {key: value for key, value in environment.items() if key not in VOLATILE}
+    return json.dumps([stable or env_id, device], sort_keys=True, default=str)
+
+
+def section_label(environment: Mapping[str, Any], env_id: str, device: str) -> str:
+    """A short name for people: machine, processor, device, torch."""
+    gpu, cpu = environment.get("gpu"), environment.get("cpu")
+    chip = gpu if device == "cuda" and gpu else cpu
+    if isinstance(chip, Mapping):
+        chip = chip.get("model") or chip.get("name")
+    packages = environment.get("packages")
+    torch = packages.get("torch") if isinstance(packages, Mapping) else None
+    parts = [environment.get("machine"), chip, device, f"torch {torch}" if torch else None]
+    return ", ".join(str(part) for part in parts if part) if environment else f"environment {env_id[:8]}, {device}"
+
+
+def latest(records: Sequence[Record], environments: Environments | None = None) -> tuple[list[Record], int]:
+    """The newest record of every trial in every section, and how many older ones it replaces."""
+    newest: dict[tuple[str, str], Record] = {}
+    for record in records:
+        trial = record.get("trial") or {}
+        env_id = str(record.get("env_id"))
+        section = section_key((environments or {}).get(env_id, {}), env_id, str(trial.get("device")))
+        key = (section, json.dumps(trial, sort_keys=True, default=str))
+        if key not in newest or str(record.get("started_at")) >= str(newest[key].get("started_at")):
+            newest[key] = record
+    return list(newest.values()), len(records) - len(newest)
+
+
+def trials_frame(records: Iterable[Record], environments: Environments | None = None) -> pd.DataFrame:
+    """One row a trial, of every kind and status."""
+    known = style.clean(environments or {})
+    kept, _ = latest(style.clean(list(records)), known)
+    frame = pd.DataFrame([_trial_row(record, known) for record in kept], columns=_trial_columns())
+    frame["section"] = _distinct_labels(frame)
+    frame["variant"] = _variants(frame)
+    order = ["section", "kind", "task", "level", "direction", "model", "seq_len", "batch", "dtype", "seed", "trial_id"]
+    return frame.sort_values(order, kind="stable", na_position="first", ignore_index=True)
+
+
+def speed_frame(trials: pd.DataFrame) -> pd.DataFrame:
+    """The speed trials, with the memory that is compared: the allocator's peak where every one has it, else RSS."""
+    frame = trials[trials["kind"] == "speed"].copy()
+    frame["memory_bytes"], frame["memory_basis"] = np.nan, None
+    frame["memory_basis"] = frame["memory_basis"].astype(object)
+    for _, rows in frame.groupby(SPEED_GROUP, dropna=False):
+        ok = rows[rows["status"] == "ok"]
+        allocator = bool(len(ok)) and bool(ok["peak_alloc_bytes"].notna().all())
+        above = ok["peak_rss_bytes"] - ok["baseline_rss_bytes"]
+        memory = ok["peak_alloc_bytes"] if allocator else above
+        # A peak that does not rise above the baseline is below what this method resolves: absent, not 0.
+        frame.loc[ok.index, "memory_bytes"] = memory.where(memory > 0)
+        frame.loc[rows.index, "memory_basis"] = ALLOCATOR if allocator else RSS
+    return frame.reset_index(drop=True)
+
+
+def training_frame(trials: pd.DataFrame) -> pd.DataFrame:
+    """The training trials."""
+    frame = trials[trials["kind"] == "training"].copy()
+    frame["train_len"] = frame["seq_len"]
+    return frame.reset_index(drop=True)
+
+
+def scores_frame(training: pd.DataFrame) -> pd.DataFrame:
+    """One row a training trial and scored length; `score_status` says how scoring that length ended."""
+    rows: list[dict[str, Any]] = []
+    for trial in training.to_dict("records"):
+        scored = [score for score in trial["scores"] if isinstance(score, Mapping)]
+        at_training_length = {name: trial["intervals"].get(name) for name in INTERVALS}
+        if trial["status"] != "ok":
+            rows.append(
+                _score_row(
+                    trial,
+                    {
+                        "seq_len": trial["train_len"],
+                        "status": trial["status"],
+                        "reason": f"training: {trial['error_message'] or trial['status']}",
+                    },
+                )
+            )
+        elif trial["train_len"] not in [score.get("seq_len") for score in scored] and any(at_training_length.values()):
+            rows.append(_score_row(trial, {"seq_len": trial["train_len"], "status": "ok", **at_training_length}))
+        rows.extend(_score_row(trial, score) for score in scored)
+    columns = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded", "chance", *SCORE_COLUMNS, "bits_by_position"]
+    frame = pd.DataFrame(rows, columns=columns + [key for name in INTERVALS for key in interval(None, name)])
+    return frame.sort_values([*TRAINING_GROUP, "model", "scored_len", "seed"], kind="stable", ignore_index=True)
+
+
+def positions_frame(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a bin of positions of each scored length: bits per token there."""
+    keys = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded", "scored_len"]
+    rows = [
+        {key: score[key] for key in keys}
+        | {key: number(piece.get(key)) for key in ("start", "stop", "value", "low", "high")}
+        for score in scores.to_dict("records")
+        if score["score_status"] == "ok"
+        for piece in score["bits_by_position"]
+        if isinstance(piece, Mapping)
+    ]
+    frame = pd.DataFrame(rows, columns=[*keys, "start", "stop", "value", "low", "high"])
+    return frame.dropna(subset=["start", "stop", "value"]).reset_index(drop=True)
+
+
+def losses_frame(training: pd.DataFrame) -> pd.DataFrame:
+    """One row a logged step of each training trial; points that are not finite (a diverged run) are left out."""
+    keys = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded"]
+    rows = [
+        {key: trial[key] for key in keys} | {"step": number(step), "loss": number(loss)}
+        for trial in training.to_dict("records")
+        for step, loss in trial["loss_curve"]
+    ]
+    frame = pd.DataFrame(rows, columns=[*keys, "step", "loss"])
+    return frame.dropna(subset=["step", "loss"]).reset_index(drop=True)
+
+
+def _trial_columns() -> list[str]:
+    return list(_trial_row({}, {}))
+
+
+def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
+    trial, metrics = record.get("trial") or {}, record.get("metrics") or {}
+    error, backend = record.get("error") or {}, record.get("backend") or {}
+    protocol = trial.get("protocol") or {}
+    named = protocol.get("source")
+    source: Mapping[str, Any] = named if isinstance(named, Mapping) else {}
+    env_id, device = str(record.get("env_id") or "unknown"), str(trial.get("device") or "unknown")
+    environment = environments.get(env_id, {})
+    latency = samples(metrics.get("latency_ms"))
+    q1, median, q3 = np.percentile(latency, [25, 50, 75]) if latency else (np.nan,) * 3
+    return {
+        "trial_id": str(record.get("trial_id") or ""),
+        "status": str(record.get("status") or "error"),
+        **{key: trial.get(key) for key in ("kind", "model", "task", "dtype", "direction")},
+        "device": device,
+        **{key: number(trial.get(key)) for key in ("seq_len", "batch", "seed")},
+        "level": protocol.get("level"),
+        "protocol": dict(protocol),
+        "section": section_label(environment, env_id, device),
+        "section_key": section_key(environment, env_id, device),
+        "env_id": env_id,
+        "started_at": record.get("started_at"),
+        "wall_s": number(record.get("wall_s")),
+        "error_type": error.get("type"),
+        "error_message": error.get("message"),
+        "error_tail": error.get("tail"),
+        "latency_ms": latency,
+        "latency_median_ms": median,
+        "latency_q1_ms": q1,
+        "latency_q3_ms": q3,
+        "latency_n": float(len(latency)) if latency else np.nan,
+        **{key: number(metrics.get(key)) for key in NUMBERS},
+        **{key: value for name in INTERVALS for key, value in interval(metrics.get(name), name).items()},
+        "intervals": {name: metrics.get(name) for name in INTERVALS},
+        "scores": metrics.get("scores") or [],
+        "loss_curve": [p for p in metrics.get("loss_curve") or [] if isinstance(p, list | tuple) and len(p) == 2],
+        "backend": dict(backend),
+        "source": _source_name(source),
+        "source_kind": source.get("kind"),
+        "source_sha256": source.get("sha256"),
+        "source_note": source.get("note"),
+        "embedded": source.get("kind") == "embedded",
+        "variant": "",
+    }
+
+
+def _source_name(source: Mapping[str, Any]) -> str | None:
+    """The data's name; stand-in data never shares a group with the data set that it stands in for."""
+    name = source.get("name")
+    return f"{name or 'sample'} (embedded)" if source.get("kind") == "embedded" else name
+
+
+def _score_row(trial: Mapping[Any, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    keep = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded"]
+    chance = number(score.get("chance"))
+    return {
+        **{key: trial[key] for key in keep},
+        "chance": trial["chance"] if np.isnan(chance) else chance,
+        "scored_len": number(score.get("seq_len")),
+        "score_status": str(score.get("status") or "ok"),
+        "reason": score.get("reason"),
+        "latency_ms": samples(score.get("latency_ms")),
+        **{key: number(score.get(key)) for key in ("tokens_per_s", "predicted_latency_ms")},
+        **{key: value for name in INTERVALS for key, value in interval(score.get(name), name).items()},
+        "bits_by_position": score.get("bits_by_position") or [],
+    }
+
+
+def _distinct_labels(frame: pd.DataFrame) -> pd.Series:
+    """Section labels, told apart by the environment's id where two sections would read alike."""
+    ambiguous = frame.groupby("section")["section_key"].transform("nunique") > 1
+    first_id = frame.groupby("section_key")["env_id"].transform("min").str[:8]
+    return frame["section"].where(~ambiguous, frame["section"] + " (" + first_id + ")")
+
+
+def _variants(frame: pd.DataFrame) -> pd.Series:
+    """The protocol's varied part: keys for which one model has two values at one and the same point.
+
+    A key that only differs between models (a learning rate) or between lengths (a number of samples) is how the one
+    protocol treats them, and stays on one figure; data are told apart by their sha256.
+    """
+    variants = pd.Series("", index=frame.index, dtype=object)
+    point = ["section", "kind", "model", "task", "seq_len", "level", "direction", "dtype", "batch", "seed"]
+    for _, rows in frame.groupby("kind", dropna=False):
+        flat = pd.DataFrame([_flat(protocol) for protocol in rows["protocol"]], index=rows.index).astype(object)
+        joined = rows[point].join(flat.add_prefix("protocol "))
+        for key in sorted(map(str, flat.columns)):
+            counts = joined.groupby(point, dropna=False)[f"protocol {key}"].nunique(dropna=False)
+            if (counts > 1).any():
+                text = flat[key].map(lambda value, key=key: f"{key} {value}" if isinstance(value, str) else "")
+                variants.loc[rows.index] = (variants.loc[rows.index] + ", " + text).str.strip(", ")
+    return variants
+
+
+def _flat(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """A protocol's keys as text; of the source only what identifies it."""
+    flat = {
+        key: json.dumps(value, sort_keys=True, default=str).strip('"')
+        for key, value in protocol.items()
+        if key not in ("level", "source")
+    }
+    source = protocol.get("source")
+    if isinstance(source, Mapping):
+        flat["data"] = f"{source.get('name')} {str(source.get('sha256'))[:8]}"
+    return flat

@@ -1,0 +1,285 @@
+"""The report: reads records, judges, draws and writes index.html, report.md and the figures with their data."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from reports import frames, style, tables
+from reports.contrasts import Contrast, Verdict, judge_contrasts
+from reports.document import Block, Bullets, Heading, Paragraph, Picture, Table, to_html, to_markdown
+
+if TYPE_CHECKING:
+    from reports.drawing import Drawing
+
+TITLE = "What sequence models get right, and what length costs"
+WHAT_TO_RUN = "run `seqbench run quick` first, or name a records.jsonl or a folder that holds one"
+PNG_DPI = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What was measured in one environment on one device, and what it says."""
+
+    label: str
+    trials: pd.DataFrame
+    speed: pd.DataFrame
+    training: pd.DataFrame
+    scores: pd.DataFrame
+    contrasts: list[Contrast]
+
+
+def write_report(records_paths: Sequence[Path], out_dir: Path) -> Path:
+    """Writes the report of the records at these paths into out_dir and returns the path of its page.
+
+    The same records give the same bytes: dates are the records', not today's.
+    """
+    paths = [Path(path) for path in records_paths]
+    records, environments, warnings = read(paths)
+    command = "seqbench report " + " ".join(map(str, paths))
+    return write_pages(records, environments, warnings, Path(out_dir), command)
+
+
+def write_pages(
+    records: Sequence[frames.Record],
+    environments: frames.Environments,
+    warnings: Sequence[str],
+    out_dir: Path,
+    command: str,
+) -> Path:
+    """write_report, of records that have been read."""
+    if not records:
+        raise ValueError(f"no records: {WHAT_TO_RUN}")
+    sections = sections_of(records, environments)
+    notes = [*warnings, *_notes(records, environments, sections)]
+    (out_dir / "figures").mkdir(parents=True, exist_ok=True)
+    blocks = _opening(sections, notes)
+    for index, section in enumerate(sections):
+        blocks += _section_blocks(
+            section,
+            out_dir / "figures",
+            f"s{index + 1}-" if len(sections) > 1 else "",
+            with_contrasts=len(sections) > 1,
+        )
+    blocks += _footer(records, environments, command)
+    (out_dir / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
+    page = out_dir / "index.html"
+    page.write_text(to_html(TITLE, blocks), encoding="utf-8")
+    return page
+
+
+def sections_of(records: Sequence[frames.Record], environments: frames.Environments) -> list[Section]:
+    """The records' sections: one an environment and device, because only these compare."""
+    found = []
+    for label, trials in frames.trials_frame(records, environments).groupby("section", sort=True):
+        speed, training = frames.speed_frame(trials), frames.training_frame(trials)
+        scores = frames.scores_frame(training)
+        found.append(
+            Section(
+                label=str(label),
+                trials=trials,
+                speed=speed,
+                training=training,
+                scores=scores,
+                contrasts=judge_contrasts(speed, scores),
+            )
+        )
+    return found
+
+
+def read(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
+    """Records, the environments that they name, and warnings.
+
+    Files are read one at a time: read_records keeps the last record of a trial, and the same trial run on two machines
+    is two measurements. Raises ValueError where there is no path or no record.
+    """
+    from harness.records import read_environment, read_records
+
+    absent = [str(path) for path in paths if not path.exists()]
+    if not paths or absent:
+        raise ValueError(f"no records at {', '.join(absent) or 'no path'}: {WHAT_TO_RUN}")
+    files = {file for path in paths for file in ([path] if path.is_file() else path.rglob("records.jsonl"))}
+    records: list[dict[str, Any]] = []
+    environments: dict[str, dict[str, Any]] = {}
+    warnings: list[str] = []
+    for file in sorted(files):
+        new, torn = read_records([file])
+        records += new
+        warnings += torn
+        for env_id in sorted({str(record.get("env_id")) for record in new} - set(environments)):
+            if environment := read_environment(file, env_id):
+                environments[env_id] = environment
+    if not records:
+        where = ", ".join(map(str, paths))
+        raise ValueError(f"no records in {where}: {WHAT_TO_RUN}" + "".join(f" ({warning})" for warning in warnings))
+    missing = sorted({str(record.get("env_id")) for record in records} - set(environments))
+    return (
+        records,
+        environments,
+        warnings
+        + [f"environment {env_id} is not described: no env/{env_id}.json beside its records" for env_id in missing],
+    )
+
+
+def save(drawing: Drawing, folder: Path) -> Picture:
+    """Writes a figure as SVG and PNG and its data as CSV."""
+    import matplotlib
+
+    picture = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": drawing.name, "svg.fonttype": "path"}):
+        drawing.figure.savefig(picture, format="svg", metadata={"Date": None})
+    (folder / f"{drawing.name}.svg").write_bytes(picture.getvalue())
+    drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=PNG_DPI, metadata={"Software": None})
+    drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
+    return Picture(name=drawing.name, title=drawing.title, caption=drawing.caption, svg=picture.getvalue())
+
+
+def _opening(sections: Sequence[Section], notes: Sequence[str]) -> list[Block]:
+    trials = pd.concat([section.trials for section in sections])
+    counts = ", ".join(f"{count} {status}" for status, count in trials["status"].value_counts().items())
+    dates = sorted(date[:10] for date in trials["started_at"].dropna().astype(str))
+    when = f", recorded {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") if dates else ""
+    blocks: list[Block] = [
+        Heading(text=TITLE, level=1),
+        Paragraph(text=f"{len(trials)} trials ({counts}){when}. " + "; ".join(s.label for s in sections) + "."),
+    ]
+    if notes:
+        blocks.append(Bullets(items=notes, warning=True))
+    blocks.append(Heading(text="Known contrasts"))
+    if len(sections) == 1:
+        return blocks + _contrast_blocks(sections[0])
+    table = pd.DataFrame(
+        [
+            {"Contrast": row[0].statement} | {s.label: c.verdict for s, c in zip(sections, row, strict=True)}
+            for row in zip(*(section.contrasts for section in sections), strict=True)
+        ]
+    )
+    return [*blocks, Paragraph(text="Evidence and rules stand in each environment's section."), Table(frame=table)]
+
+
+def _contrast_blocks(section: Section) -> list[Block]:
+    verdicts = [contrast.verdict for contrast in section.contrasts]
+    known: tuple[Verdict, ...] = ("shown", "not shown", "not measured")
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in known)
+    # What was measured stands first; within a verdict the order is the contrasts' own.
+    ordered = sorted(section.contrasts, key=lambda contrast: known.index(contrast.verdict))
+    return [
+        Paragraph(
+            text=f"{counts}. Each is decided from the records by the rule beside it; a contrast that does "
+            "not show here is said not to show."
+        ),
+        Table(frame=tables.contrasts_table(ordered)),
+    ]
+
+
+def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts: bool) -> list[Block]:
+    from reports.figures import all_figures
+
+    blocks: list[Block] = [Heading(text=section.label)]
+    if with_contrasts:
+        blocks += [Heading(text="Known contrasts", level=3), *_contrast_blocks(section)]
+    blocks += [Heading(text="Models", level=3), Table(frame=tables.models_table(section.trials))]
+    for title, frame in (
+        ("What length costs, in numbers", tables.scaling_table(section.speed)),
+        ("Data", tables.data_table(section.training)),
+    ):
+        if len(frame):
+            blocks += [Heading(text=title, level=3), Table(frame=frame)]
+    drawings = all_figures(section.speed, section.training, section.scores)
+    if drawings:
+        blocks.append(Heading(text="Figures", level=3))
+    blocks += [save(replace(drawing, name=prefix + drawing.name), folder) for drawing in drawings]
+    skipped = tables.skipped_table(section.trials, section.scores)
+    if len(skipped):
+        blocks += [Heading(text="What has no figure, and why", level=3), Table(frame=skipped)]
+    blocks += [
+        Heading(text="Every trial", level=3),
+        Paragraph(text=tables.MEMORY_NOTE),
+        Table(frame=tables.trials_table(section.trials), folded=f"All {len(section.trials)} trials"),
+    ]
+    if len(section.scores):
+        blocks.append(
+            Table(frame=tables.scores_table(section.scores), folded=f"All {len(section.scores)} scored lengths")
+        )
+    return blocks
+
+
+def _notes(
+    records: Sequence[frames.Record],
+    environments: frames.Environments,
+    sections: Sequence[Section],
+) -> list[str]:
+    notes = []
+    _, replaced = frames.latest(records, environments)
+    if replaced:
+        notes.append(f"{replaced} older records were replaced by newer ones of the same trial")
+    embedded = sorted({str(task) for s in sections for task in s.training.loc[s.training["embedded"], "task"]})
+    if embedded:
+        notes.append(
+            f"{style.STAMP}: {', '.join(embedded)} used the project's own stand-in data, not the published "
+            "data sets; its figures are stamped, and they compare models with each other only"
+        )
+    dirty = sorted(env_id[:8] for env_id, environment in environments.items() if environment.get("dirty"))
+    if dirty:
+        notes.append(f"recorded from a working tree with uncommitted changes (environments {', '.join(dirty)})")
+    if len(sections) > 1:
+        notes.append(f"{len(sections)} environments or devices: each has its own section, and no figure mixes them")
+    return notes
+
+
+def _footer(records: Sequence[frames.Record], environments: frames.Environments, command: str) -> list[Block]:
+    used = sorted({str(record.get("env_id")) for record in records})
+    rows = [
+        {"Environment": env_id[:12], "Key": key, "Value": tables.text(value)}
+        for env_id in used
+        for key, value in _flat(environments.get(env_id, {}))
+    ]
+    blocks: list[Block] = [Heading(text="How this was made"), Paragraph(text=f"Made by: {command}")]
+    return [*blocks, Table(frame=pd.DataFrame(rows))] if rows else blocks
+
+
+def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """An environment's keys in a stated order, nested ones in a line."""
+    first = [
+        "machine",
+        "cpu",
+        "gpu",
+        "driver",
+        "clocks",
+        "os",
+        "python",
+        "packages",
+        "threads",
+        "flags",
+        "commit",
+        "dirty",
+    ]
+    keys = [key for key in first if key in environment] + sorted(set(environment) - set(first))
+    return [
+        (
+            key,
+            ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+            if isinstance(value, Mapping)
+            else _plain(value),
+        )
+        for key in keys
+        for value in [environment[key]]
+    ]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def judge(paths: Sequence[Path]) -> list[tuple[str, Contrast]]:
+    """Every contrast of every section of the records: ``(section, contrast)``."""
+    records, environments, _ = read(paths)
+    return [
+        (section.label, contrast) for section in sections_of(records, environments) for contrast in section.contrasts
+    ]

@@ -1,0 +1,144 @@
+"""How models, statuses, lengths and units look, alike in every figure and table."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+STAMP = "EMBEDDED SAMPLE DATA"
+# Okabe and Ito's colours, which stay apart for the common forms of colour blindness, and in grey by their markers.
+FAMILIES = {"mamba": ("#0072B2", "o"), "transformer": ("#D55E00", "s"), "s4d": ("#009E73", "^")}
+OTHERS = [("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#5B5B5B", "X"), ("#8C6D31", "h"), ("#7B4FA3", "*")]
+SIZES = ["tiny", "small", "base", "medium", "large", "xl"]
+# One marker a status on the rail; hollow where nothing was started.
+STATUSES = {
+    "oom": "X",
+    "timeout": ">",
+    "killed": "P",
+    "error": "*",
+    "unsupported": "s",
+    "wrong": r"$\neq$",
+    "skipped": "D",
+}
+HOLLOW = ("unsupported", "skipped")
+NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStyle:
+    color: str
+    marker: str
+
+
+def family(model: str) -> str:
+    """The part of a model's name before its size: mamba of mamba-tiny."""
+    return str(model).rsplit("-", 1)[0] if size(model) else str(model)
+
+
+def size(model: str) -> str | None:
+    """tiny of mamba-tiny; None where the name ends in no known size."""
+    last = str(model).rsplit("-", 1)[-1]
+    return last if last in SIZES and last != model else None
+
+
+def model_styles(models: Iterable[str]) -> dict[str, ModelStyle]:
+    """A colour and marker for each family, a shade for each size; three families are fixed, others take turns."""
+    names = sorted(set(models))
+    others = sorted({family(name) for name in names} - set(FAMILIES))
+    looks = FAMILIES | {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(others)}
+    styles = {}
+    for name in names:
+        color, marker = looks[family(name)]
+        order = SIZES.index(size(name) or "tiny")
+        styles[name] = ModelStyle(color=_shade(color, order), marker=marker)
+    return styles
+
+
+def _shade(color: str, order: int) -> str:
+    """The colour itself for the smallest size, then alternately darker and lighter."""
+    toward, amount = (0, 0.35) if order % 2 else (255, 0.4)
+    weight = 0.0 if order == 0 else min(amount + 0.1 * (order // 2), 0.7)
+    parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (toward - part) * weight):02X}" for part in parts)
+
+
+def printable(text: str) -> str:
+    """Text without control characters and lone surrogates, which a message from a crash may hold."""
+    return "".join(char if char in "\n\t" or unicodedata.category(char)[0] != "C" else " " for char in text)
+
+
+def clean(value: Any) -> Any:
+    """A JSON value with all of its text printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {clean(key): clean(part) for key, part in value.items()}
+    return [clean(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def length(value: float | None) -> str:
+    """1024 as 1K, 2^20 as 1M, 3174 as 3.1K, 96 as 96."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    for unit, name in ((2**20, "M"), (2**10, "K")):
+        if value >= unit:
+            scaled = value / unit
+            return f"{scaled:.0f}{name}" if scaled >= 100 or scaled == int(scaled) else f"{scaled:.2g}{name}"
+    return f"{value:.0f}"
+
+
+def num_bytes(value: float | None) -> str:
+    """2^20 as 1 MiB."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= unit:
+            return f"{figure(value / unit)} {name}"
+    return f"{figure(value)} B"
+
+
+def milliseconds(value: float | None) -> str:
+    """0.5 as 0.5 ms, 1500 as 1.5 s, 7200000 as 2 h."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    for unit, name in ((3.6e6, "h"), (6e4, "min"), (1e3, "s")):
+        if value >= unit:
+            return f"{figure(value / unit)} {name}"
+    return f"{figure(value)} ms" if value >= 1e-3 else f"{figure(value * 1e3)} µs"
+
+
+def tick_milliseconds(value: float) -> str:
+    """Powers of ten of a millisecond as an axis shows them: 0.1 ms, 10 s, 1,000 s; never 16.7 min."""
+    return f"{value / 1e3:,g} s" if value >= 1e3 else f"{value:g} ms" if value >= 1e-3 else f"{value * 1e3:g} µs"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """Three significant digits without an exponent where that stays short."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value and abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def times(value: float) -> str:
+    """2.5 as 2.5x."""
+    return f"{figure(value)}x"
+
+
+def percent(value: float | None) -> str:
+    """0.957 as 95.7 %."""
+    return NONE if value is None or not math.isfinite(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def span(low: float, high: float, form: str = "length") -> str:
+    """An interval in brackets; an end beyond what was measured says so."""
+    show = {"length": length, "percent": percent, "figure": figure}[form]
+    below = "below range" if low == 0 and form == "length" else show(low)
+    above = "beyond range" if math.isinf(high) else show(high)
+    return f"[{below}, {above}]"

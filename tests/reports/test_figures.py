@@ -1,0 +1,185 @@
+"""Every figure shows its data and nothing else, and every failure is on it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import record_builder as builder
+
+from reports import frames, style
+from reports.drawing import Drawing
+from reports.figures import all_figures, bits_figure, memory_figure, speedup_figure, time_figure
+from reports.page import Section
+
+
+@pytest.fixture(scope="module")
+def drawings(section: Section) -> dict[str, Drawing]:
+    return {drawing.name: drawing for drawing in all_figures(section.speed, section.training, section.scores)}
+
+
+def _points(array: object) -> set[tuple[float, float]]:
+    return {(float(x), float(y)) for x, y in np.asarray(array, dtype=float)}
+
+
+def _drawn(drawing: Drawing) -> set[tuple[float, float]]:
+    """Every point of every line and dot on the panels, less what spans an axis."""
+    points: set[tuple[float, float]] = set()
+    for axes in drawing.figure.axes:
+        for line in axes.get_lines():
+            if line.get_transform() == axes.transData:
+                points |= _points(line.get_xydata())
+        for dots in axes.collections:
+            if dots.get_offset_transform() == axes.transData:
+                points |= _points(dots.get_offsets())
+    return {point for point in points if all(map(math.isfinite, point)) and point != (0.0, 0.0)}
+
+
+def test_all_kinds_of_figures_are_drawn(drawings: dict[str, Drawing]) -> None:
+    assert set(drawings) == {
+        "accuracy-selective-copying",
+        "accuracy-induction-heads",
+        "bits-language",
+        "bits-dna",
+        "bits-audio",
+        "positions-language",
+        "positions-dna",
+        "losses",
+        *(f"{kind}-{point}" for kind in ("time", "memory", "speedup") for point in ("operator-forward", "model-train")),
+    }
+
+
+def test_a_figure_shows_exactly_its_data(drawings: dict[str, Drawing]) -> None:
+    for drawing in drawings.values():
+        data = drawing.data
+        x = next(name for name in ("seq_len", "position", "step") if name in data)
+        y = "loss" if "loss" in data else "value"
+        shown = data[data["mark"].isin(["measured", "predicted", "seed", "loss"])]
+        expected = {(float(a), float(b)) for a, b in zip(shown[x], shown[y], strict=True)}
+        assert _drawn(drawing) == expected, drawing.name
+
+
+def test_every_failed_trial_is_in_the_data_of_each_figure_of_its_group(
+    section: Section, drawings: dict[str, Drawing]
+) -> None:
+    for row in section.speed[section.speed["status"] != "ok"].to_dict("records"):
+        for kind in ("time", "memory", "speedup"):
+            data = drawings[f"{kind}-{row['level']}-{row['direction']}"].data
+            found = data[
+                (data["mark"] == "failed") & (data["model"] == row["model"]) & (data["seq_len"] == row["seq_len"])
+            ]
+            assert list(found["status"]) == [row["status"]]
+            assert row["error_message"] in found["note"].iloc[0]
+    failed = section.training[section.training["status"] != "ok"]
+    notes = " ".join(
+        note for drawing in drawings.values() if "note" in drawing.data for note in drawing.data["note"].dropna()
+    )
+    assert all(trial_id[:8] in notes for trial_id in failed["trial_id"])
+
+
+def test_every_mark_of_a_failure_is_on_the_rail(drawings: dict[str, Drawing]) -> None:
+    for drawing in drawings.values():
+        failed = drawing.data[drawing.data["mark"] == "failed"]
+        rails = [child for axes in drawing.figure.axes for child in axes.child_axes]
+        marks = sum(np.asarray(dots.get_offsets()).shape[0] for rail in rails for dots in rail.collections)
+        assert marks == len(failed), drawing.name
+
+
+def test_nothing_is_drawn_as_zero_or_as_measured_where_it_was_not(drawings: dict[str, Drawing]) -> None:
+    for name, drawing in drawings.items():
+        if name != "losses":
+            assert (drawing.data["value"].dropna() > 0).all()
+            assert set(drawing.data.loc[drawing.data["mark"] == "measured", "status"]) <= {"ok"}
+
+
+def test_embedded_data_are_stamped_and_others_are_not(drawings: dict[str, Drawing]) -> None:
+    for name, drawing in drawings.items():
+        texts = " ".join(text.get_text() for text in drawing.figure.texts)
+        expected = name in ("bits-language", "positions-language", "losses")
+        assert (style.STAMP in texts) == expected, name
+        assert (style.STAMP in drawing.caption) == expected, name
+
+
+def test_no_text_is_clipped_and_the_legend_meets_no_panel(drawings: dict[str, Drawing]) -> None:
+    for drawing in drawings.values():
+        sheet = drawing.figure
+        sheet.draw_without_rendering()
+        (legend,) = sheet.legends
+        below = legend.get_window_extent()
+        for axes in sheet.axes:
+            panel = axes.get_tightbbox()
+            assert panel is not None
+            assert panel.y0 >= below.y1, drawing.name
+        for box in [below, *(text.get_window_extent() for text in sheet.texts)]:
+            assert box.x0 >= 0, drawing.name
+            assert box.x1 <= sheet.bbox.x1, drawing.name
+            assert box.y0 >= 0, drawing.name
+        labels = [label for label in sheet.axes[0].get_xticklabels() if label.get_text()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes)), drawing.name
+
+
+def test_predictions_and_slopes_and_crossovers_are_named_in_the_legend(drawings: dict[str, Drawing]) -> None:
+    legend = " ".join(text.get_text() for text in drawings["time-model-train"].figure.legends[0].get_texts())
+    for phrase in ("predicted, not measured", "slope 1.0", "faster than transformer-tiny from", "oom", "skipped"):
+        assert phrase in legend
+
+
+def _speed(records: list[builder.Record]) -> pd.DataFrame:
+    return frames.speed_frame(frames.trials_frame(records))
+
+
+def test_a_figure_refuses_what_does_not_compare() -> None:
+    frame = _speed([builder.speed("a", 1024, latency=[1.0], direction=name) for name in ("forward", "train")])
+    with pytest.raises(ValueError, match="one group of comparable trials, not 2"):
+        time_figure(frame)
+
+
+def test_figures_of_failures_alone_say_that_nothing_was_measured() -> None:
+    frame = _speed([builder.speed("a", 1024, "error", message="boom")])
+    for drawing in (time_figure(frame), memory_figure(frame)):
+        assert set(drawing.data["mark"]) == {"failed"}
+        assert "nothing measured" in " ".join(text.get_text() for text in drawing.figure.axes[0].texts)
+
+
+def test_there_is_no_speedup_without_attention() -> None:
+    assert speedup_figure(_speed([builder.speed("mamba-tiny", 1024, latency=[1.0])])) is None
+
+
+def test_seeds_are_shown_beside_their_mean() -> None:
+    records = [builder.training("a", "dna", seed, bits_per_token=builder.bits(1.8 + 0.1 * seed)) for seed in range(3)]
+    data = bits_figure(frames.scores_frame(frames.training_frame(frames.trials_frame(records)))).data
+    measured = data[data["mark"] == "measured"].iloc[0]
+    assert (measured["value"], measured["low"], measured["high"]) == pytest.approx((1.9, 1.79, 2.01))
+    assert sorted(data.loc[data["mark"] == "seed", "value"]) == pytest.approx([1.8, 1.9, 2.0])
+
+
+def test_looks_are_fixed_by_the_family() -> None:
+    few, many = style.model_styles(["mamba-tiny"]), style.model_styles(["a-b", "mamba-tiny", "s4d-base", "zeta"])
+    assert few["mamba-tiny"] == many["mamba-tiny"]
+    assert len({(look.color, look.marker) for look in many.values()}) == 4
+
+
+def test_no_global_pyplot_state_is_touched(drawings: dict[str, Drawing]) -> None:
+    assert drawings
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1024, "1K"),
+        (2**20, "1M"),
+        (3174, "3.1K"),
+        (96, "96"),
+        (1536, "1.5K"),
+        (None, style.NONE),
+        (math.nan, style.NONE),
+    ],
+)
+def test_lengths_read_as_people_write_them(value: float | None, expected: str) -> None:
+    assert style.length(value) == expected

@@ -1,0 +1,104 @@
+"""Frames hold what records hold: absent stays absent, and only what compares shares a group."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import record_builder as builder
+
+from reports import frames
+from reports.page import sections_of
+
+
+def test_what_was_not_measured_is_never_a_number() -> None:
+    frame = frames.trials_frame([builder.speed("mamba-tiny", 1024, "oom", message="no memory")])
+    row = frame.iloc[0]
+    for name in [*frames.NUMBERS, "latency_median_ms", "accuracy", "bits_per_token", "latency_n"]:
+        assert math.isnan(row[name]), name
+    speed = frames.speed_frame(frame)
+    assert speed["memory_bytes"].isna().all()
+
+
+@pytest.mark.parametrize("value", [None, True, "12", float("nan"), float("inf"), {}])
+def test_what_is_no_number_is_nan(value: object) -> None:
+    assert math.isnan(frames.number(value))
+
+
+def test_a_zero_that_was_recorded_stays() -> None:
+    assert frames.number(0) == 0.0
+
+
+def test_memory_below_the_baseline_is_absent() -> None:
+    record = builder.speed("a", 1024, latency=[1.0], peak_rss_bytes=100, baseline_rss_bytes=100)
+    assert frames.speed_frame(frames.trials_frame([record]))["memory_bytes"].isna().all()
+
+
+def test_one_group_never_mixes_two_ways_of_measuring_memory() -> None:
+    both: dict[str, Any] = {"latency": [1.0], "peak_rss_bytes": 300, "baseline_rss_bytes": 100}
+    records = [builder.speed("a", 1024, **both, peak_alloc_bytes=50), builder.speed("b", 1024, **both)]
+    speed = frames.speed_frame(frames.trials_frame(records))
+    assert set(speed["memory_basis"]) == {frames.RSS}
+    assert set(speed["memory_bytes"]) == {200.0}
+
+
+def test_the_newest_record_of_a_trial_counts() -> None:
+    old = builder.speed("a", 1024, latency=[9.0])
+    new = builder.speed("a", 1024, latency=[1.0], started_at="2025-06-01T00:00:00Z")
+    for records in ([old, new], [new, old]):
+        assert list(frames.trials_frame(records)["latency_median_ms"]) == [1.0]
+        assert frames.latest(records)[1] == 1
+
+
+def test_the_same_trial_on_two_machines_is_two_measurements() -> None:
+    records = [builder.speed("a", 1024, latency=[1.0], env_id=name) for name in ("env-a", "env-b")]
+    environments = {name: {"machine": name} for name in ("env-a", "env-b")}
+    assert [section.label for section in sections_of(records, environments)] == ["env-a, cpu", "env-b, cpu"]
+
+
+def test_environments_that_differ_only_in_the_commit_are_one_section() -> None:
+    records = [
+        builder.speed("a", length, latency=[1.0], env_id=name) for length, name in ((1024, "env-a"), (2048, "env-b"))
+    ]
+    environments = {name: {"machine": "m", "commit": name} for name in ("env-a", "env-b")}
+    assert len(sections_of(records, environments)) == 1
+
+
+def test_alike_names_of_different_environments_are_told_apart() -> None:
+    records = [builder.speed("a", 1024, latency=[1.0], env_id=name) for name in ("env-a", "env-b")]
+    environments = {name: {"machine": "m", "threads": index} for index, name in enumerate(("env-a", "env-b"))}
+    assert len({section.label for section in sections_of(records, environments)}) == 2
+
+
+def test_a_protocol_that_was_varied_splits_and_one_that_differs_by_model_does_not() -> None:
+    records = [
+        builder.speed(model, 1024, latency=[1.0], protocol={"lr": lr, "heads": heads})
+        for model, lr in (("a", 0.1), ("b", 0.2))
+        for heads in (2, 4)
+    ]
+    variants = frames.trials_frame(records)["variant"]
+    assert set(variants) == {"heads 2", "heads 4"}
+
+
+def test_stand_in_data_never_share_a_group_with_what_they_stand_in_for() -> None:
+    records = [
+        builder.training(model, "dna", source={"name": "hg38", "kind": kind}, bits_per_token=builder.bits(1.9))
+        for model, kind in (("a", "embedded"), ("b", "file"))
+    ]
+    scores = frames.scores_frame(frames.training_frame(frames.trials_frame(records)))
+    assert len(scores.groupby(frames.TRAINING_GROUP, dropna=False)) == 2
+
+
+def test_the_training_length_is_a_scored_length_even_if_only_the_metrics_say_so() -> None:
+    record = builder.training("a", "dna", bits_per_token=builder.bits(1.9))
+    scores = frames.scores_frame(frames.training_frame(frames.trials_frame([record])))
+    assert list(scores["scored_len"]) == [256.0]
+    assert list(scores["bits_per_token"]) == [1.9]
+
+
+def test_a_sparse_record_is_read() -> None:
+    record = json.loads('{"trial_id": "ab", "trial": {"kind": "speed", "model": "m"}, "status": "ok"}')
+    frame = frames.trials_frame([record])
+    assert len(frames.speed_frame(frame)) == 1
