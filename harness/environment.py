@@ -85,7 +85,8 @@ def _commit(checkout: Path) -> dict[str, Any]:
     """Commit and dirty flag of the suite's own checkout; None where it is no git checkout."""
     commit = _output(["git", "-C", str(checkout), "rev-parse", "HEAD"])
     if not commit:
-        return {"commit": None, "dirty": None}
+        # A copy without history can still be told what it is a copy of.
+        return {"commit": os.environ.get("SEQBENCH_COMMIT"), "dirty": None}
     changed = _output(["git", "-C", str(checkout), "status", "--porcelain"])
     return {"commit": commit.strip(), "dirty": bool(changed)}
 

@@ -54,37 +54,53 @@ class Executor(Protocol):
 class CostModel:
     """Predicts how long a trial's call takes, from what the run has measured so far.
 
-    A trial's rate is that of the longest finished trial with the same key; before there is one, the
-    given default. Small calls are bound by overhead, so that early predictions err upwards for them
-    and shrink as lengths grow; that is harmless, since only long trials are near their limits.
+    Time is taken as an overhead and a rate: the line through the two most expensive finished trials
+    with the same key. From a single one the overhead cannot be told, so its rate is an upper estimate.
     """
+
+    _FAR = 16.0
+    """A single finished trial is no ground for refusing one that costs more than so many times as much."""
 
     def __init__(self, default_flops_per_s: float) -> None:
         self._default = default_flops_per_s
-        self._rates: dict[str, tuple[float, float]] = {}
+        self._points: dict[str, dict[float, float]] = {}
 
     def observe(self, planned: PlannedTrial, latency_ms: float) -> None:
-        """Learn the rate of a finished trial."""
+        """Learn from a finished trial."""
         if planned.flops and latency_ms > 0:
-            known = self._rates.get(planned.speed_key, (0.0, 0.0))
-            if planned.flops >= known[0]:
-                self._rates[planned.speed_key] = (planned.flops, planned.flops / (latency_ms / 1e3))
+            self._points.setdefault(planned.speed_key, {})[planned.flops] = latency_ms
 
     def latency_ms(self, planned: PlannedTrial) -> float | None:
         """Predicted time of one call; None where the FLOPs are unknown."""
         if not planned.flops:
             return None
-        _, rate = self._rates.get(planned.speed_key, (0.0, self._default))
-        return 1e3 * planned.flops / rate
+        points = sorted(self._points.get(planned.speed_key, {}).items())[-2:]
+        if not points:
+            return 1e3 * planned.flops / self._default
+        flops, latency_ms = points[-1]
+        in_proportion = latency_ms * planned.flops / flops
+        if len(points) < 2 or planned.flops <= flops:
+            return in_proportion
+        earlier_flops, earlier_ms = points[0]
+        added_ms = (latency_ms - earlier_ms) * (planned.flops - flops) / (flops - earlier_flops)
+        # A line never promises to get cheaper, nor, where noise bends it, worse than proportion does.
+        return min(max(latency_ms, latency_ms + added_ms), in_proportion)
 
     def knows(self, planned: PlannedTrial) -> bool:
-        """Whether the prediction rests on a measurement."""
-        return planned.speed_key in self._rates
+        """Whether the prediction rests on measurements that reach far enough."""
+        points = self._points.get(planned.speed_key, {})
+        return len(points) > 1 or any((planned.flops or 0.0) <= self._FAR * flops for flops in points)
 
     def wall_s(self, planned: PlannedTrial) -> float:
-        """Predicted duration of the whole trial, capped by its time limit."""
-        latency_ms = self.latency_ms(planned) or 0.0
-        return min(planned.extra_s + planned.calls * latency_ms / 1e3, planned.time_limit_s)
+        """Predicted duration of the whole trial: 0 where it will be refused, its limit at the most."""
+        full_s = self.uncapped_wall_s(planned)
+        if full_s > planned.time_limit_s and self.knows(planned):
+            return 0.0
+        return min(full_s, planned.time_limit_s)
+
+    def uncapped_wall_s(self, planned: PlannedTrial) -> float:
+        """What the whole trial would take without a limit."""
+        return planned.extra_s + planned.calls * (self.latency_ms(planned) or 0.0) / 1e3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +229,9 @@ def refusal(plan: PlannedTrial, costs: CostModel, memory_bytes: int) -> Outcome 
             "are free; use a machine with more memory or a shorter length"
         )
         return Outcome(status="skipped", wall_s=0.0, error={"type": "PredictedMemory", "message": message, "tail": ""})
-    latency_ms = costs.latency_ms(plan)
     # A guess from the default rate is no ground for refusing: only a measured rate is.
-    if latency_ms is not None and costs.knows(plan):
-        wall_s = plan.extra_s + plan.calls * latency_ms / 1e3
+    if (latency_ms := costs.latency_ms(plan)) is not None and costs.knows(plan):
+        wall_s = costs.uncapped_wall_s(plan)
         if wall_s > plan.time_limit_s:
             message = (
                 f"predicted to take {wall_s:.0f} s, {latency_ms / 1e3:.1f} s a call, where the limit is "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["training", "speed"]
+Kind = Literal["training", "speed", "eval"]
 Direction = Literal["forward", "train"]
 Status = Literal["ok", "oom", "timeout", "killed", "error", "unsupported", "skipped", "wrong"]
 STATUSES: tuple[Status, ...] = get_args(Status)

@@ -27,7 +27,7 @@ DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 @functools.cache
-def _fused_block() -> Callable[..., Tensor] | None:
+def import_fused_block() -> Callable[..., Tensor] | None:
     """mamba-ssm's kernel for everything between the two projections, where it imports."""
     try:
         from causal_conv1d import causal_conv1d_fn  # noqa: F401 (the fused block calls it)
@@ -93,7 +93,7 @@ class S6(Mixer):
         return self.out_proj(y_BLE * F.silu(z_BLE))  # (B, L, D)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        fused = _fused_block() if self.fused and x_BLD.is_cuda and not is_fake(x_BLD) else None
+        fused = import_fused_block() if self.fused and x_BLD.is_cuda and not is_fake(x_BLD) else None
         if fused is None:
             return self._portable(x_BLD)
         # mamba-ssm wants channels before positions; projecting from the left gives them so.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from models.ops.context import is_fake, observe, relative_error
+from models.ops.context import is_fake, observe, relative_error, stands_for
 
 _NUM_CHECKED_QUERIES = 16
 _KERNEL_NAMES = {
@@ -23,7 +23,7 @@ def causal_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
     """``softmax(q k^T / sqrt(K)) v`` over the positions up to each query's own: ``(B, H, L, K)``."""
     B, H, L, K = q_BHLK.shape
     # Held while the prediction's fake kernel "runs"; the real one allocates it out of our sight.
-    scratch = _cpu_scratch(q_BHLK) if is_fake(q_BHLK) and q_BHLK.device.type == "cpu" else None
+    scratch = _cpu_scratch(q_BHLK) if is_fake(q_BHLK) and stands_for(q_BHLK) == "cpu" else None
     out_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, is_causal=True)
     del scratch
     flops = causal_attention_flops(L, H * K) * B

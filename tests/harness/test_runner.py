@@ -75,13 +75,19 @@ def test_what_cannot_fit_is_skipped_with_its_prediction(tmp_path):
 
 
 def test_what_would_outlast_its_limit_is_skipped_once_the_rate_is_known(tmp_path):
-    # At 1e9 FLOP/s the second takes 8 s a call, four calls at least, against a limit of 10 s.
-    records, executor = run(tmp_path, [plan(64, flops=1e8), plan(128, flops=8e9)])
-    assert executor.seen == [64]
-    assert [r.status for r in records] == ["ok", "skipped"]
-    assert records[1].metrics["predicted_latency_ms"] == pytest.approx(8e3)
-    assert records[1].metrics["predicted_from"] == "measured rate"
-    assert "time_limit_s" in records[1].error["message"]
+    # At 1e9 FLOP/s the third takes 8 s a call, four calls at least, against a limit of 10 s.
+    records, executor = run(tmp_path, [plan(64, flops=1e8), plan(128, flops=2e8), plan(256, flops=8e9)])
+    assert executor.seen == [64, 128]
+    assert [r.status for r in records] == ["ok", "ok", "skipped"]
+    assert records[2].metrics["predicted_latency_ms"] == pytest.approx(8e3)
+    assert records[2].metrics["predicted_from"] == "measured rate"
+    assert "time_limit_s" in records[2].error["message"]
+
+
+def test_one_short_trial_is_no_ground_for_refusing_a_far_longer_one(tmp_path):
+    """Its time may be all overhead."""
+    records, _ = run(tmp_path, [plan(64, flops=1e8), plan(4096, flops=8e9)])
+    assert [r.status for r in records] == ["ok", "ok"]
 
 
 def test_a_guess_refuses_nothing(tmp_path):
@@ -111,11 +117,17 @@ def test_trials_that_share_the_machine_get_cores_of_their_own(tmp_path):
     assert all(r.backend["side_by_side"] == 2 for r in records[1:])
 
 
-def test_the_longest_finished_trial_sets_the_rate():
+def test_overhead_and_rate_are_told_apart():
     costs = CostModel(1e9)
-    short, long = plan(64, flops=1e6), plan(1024, flops=1e9)
-    costs.observe(short, 100.0)  # bound by overhead: 1e7 FLOP/s
-    costs.observe(long, 100.0)  # 1e10 FLOP/s
-    assert costs.latency_ms(plan(2048, flops=2e9)) == pytest.approx(200.0)
-    costs.observe(short, 1.0)
-    assert costs.latency_ms(plan(2048, flops=2e9)) == pytest.approx(200.0)
+    for flops in (1e6, 1e8, 2e8):
+        costs.observe(plan(64, flops=flops), 50.0 + 1e3 * flops / 1e10)
+    assert costs.latency_ms(plan(64, flops=4e9)) == pytest.approx(450.0)
+
+
+def test_a_prediction_is_never_below_what_was_measured_nor_above_proportion():
+    costs = CostModel(1e9)
+    costs.observe(plan(64, flops=1e8), 20.0)
+    costs.observe(plan(64, flops=2e8), 10.0)
+    assert costs.latency_ms(plan(64, flops=4e8)) == pytest.approx(10.0)
+    costs.observe(plan(64, flops=2e8), 100.0)
+    assert costs.latency_ms(plan(64, flops=4e8)) == pytest.approx(200.0)
