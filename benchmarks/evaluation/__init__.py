@@ -1,0 +1,1 @@
+"""Zero-shot evaluation: the suite's own trained models on lm-eval's tasks, from local items."""

@@ -1,0 +1,168 @@
+"""The plan: every trial of a suite with its identity and predicted cost, before anything runs."""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.speed import MIN_CALLS
+from benchmarks.suites import SuiteTrial
+from benchmarks.workloads import build_workload
+from harness import Trial, TrialFailure
+from harness.code_version import code_version
+from harness.prediction import Prediction, predict
+from harness.runner import PlannedTrial
+from models import build_fake_model
+from models.ops.context import observing, predicting
+from models.ops.selective_scan import force_backend
+from tasks import make_task
+from tasks.cache import cache_dir, write_atomically
+
+ROOT = Path(__file__).parent.parent
+_START_S = 0.4
+"""Fork, build, and exit: what a trial costs however short its calls are."""
+_NUM_ANSWERS = {"induction_heads": 1, "selective_copying": 16}
+"""Scored positions of a probe's example; a data-set task scores every position."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run is given beside its suite; reaches every worker, belongs to no trial's identity."""
+
+    cores: tuple[int, ...]
+    data_root: Path | None = None
+    sources: Mapping[str, Path] | None = None
+    checkpoints: Path | None = None
+    """Where trained models are kept; None keeps none."""
+
+    def payload(self) -> dict[str, Any]:
+        return {
+            "data_root": str(self.data_root) if self.data_root else None,
+            "checkpoints": str(self.checkpoints) if self.checkpoints else None,
+            "sources": {task: str(path) for task, path in (self.sources or {}).items()},
+        }
+
+
+def plan_trials(trials: Sequence[SuiteTrial], settings: RunSettings) -> list[PlannedTrial]:
+    """Plan trials, cheap ones first. Nothing is allocated: costs come from fake tensors."""
+    torch.set_num_threads(len(settings.cores))  # scratch buffers of CPU kernels grow with it
+    planned = [_plan(item, settings) for item in trials]
+    return sorted(planned, key=lambda p: (p.flops or 0.0) * p.calls + 1e9 * p.extra_s)
+
+
+def _plan(item: SuiteTrial, settings: RunSettings) -> PlannedTrial:
+    trial = item.trial
+    plan = PlannedTrial(
+        trial=trial,
+        trial_id=trial.trial_id(code_version(code_of(trial))),
+        time_limit_s=item.time_limit_s,
+        num_threads=trial.protocol.get("threads"),
+        payload=settings.payload(),
+        speed_key=f"{trial.model} {trial.task or trial.protocol.get('level')} {trial.direction} {trial.device}",
+        extra_s=_START_S,
+    )
+    try:
+        prediction = remembered_cost(trial, plan.trial_id)
+    except TrialFailure as failure:
+        return replace(plan, unsupported=str(failure))
+    calls = MIN_CALLS[trial.direction]
+    extra_s = _START_S
+    if trial.kind == "training":
+        calls = trial.protocol["steps"] + 2.0
+        extra_s += 0.3 * trial.protocol["score_budget_s"]
+    return replace(
+        plan, predicted_peak_bytes=prediction.peak_bytes, flops=prediction.flops, calls=calls, extra_s=extra_s
+    )
+
+
+def code_of(trial: Trial) -> list[Path]:
+    """The sources that a trial's result depends on: what its identity is hashed from."""
+    packages = [ROOT / "models", ROOT / "harness"]
+    if trial.task is not None:
+        packages.append(ROOT / "tasks")
+    modules = ["worker", "speed", "workloads"] if trial.kind == "speed" else ["worker", "training", "scoring"]
+    own = [Path(trial.model.rpartition(":")[0])] if ".py:" in trial.model else []
+    return packages + [ROOT / "benchmarks" / f"{name}.py" for name in modules] + own
+
+
+def remembered_cost(trial: Trial, trial_id: str) -> Prediction:
+    """:func:`predicted_cost`, kept in the cache: a tenth of a second a trial adds up over a suite.
+
+    The trial's identity covers the code; the version of PyTorch and the number of threads (scratch
+    buffers grow with it) do the rest.
+    """
+    place = f"{trial_id[:32]}-{torch.__version__}-{torch.get_num_threads()}.json"
+    path = cache_dir() / "predictions" / place
+    try:
+        known = json.loads(path.read_text())
+        return Prediction(peak_bytes=int(known["peak_bytes"]), flops=float(known["flops"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        prediction = predicted_cost(trial)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+        write_atomically(path, json.dumps(asdict(prediction)).encode())
+    return prediction
+
+
+def predicted_cost(trial: Trial) -> Prediction:
+    """Peak bytes and FLOPs of one call: PyTorch's count and the operators' closed forms together.
+
+    On CUDA the whole fused block is counted as its parts around the fused scan, which hold more: the
+    peak of a train step is an upper estimate there.
+    """
+    # Fake CUDA tensors would start CUDA in this process; shapes, and so bytes, are the same without.
+    fused = force_backend("mamba-ssm") if trial.device == "cuda" else nullcontext()
+    device, trial = trial.device, replace(trial, device="cpu")
+    build: Callable[[], Callable[[], object]] = (
+        (lambda: build_workload(trial, fake=True).call) if trial.kind == "speed" else partial(_training_step, trial)
+    )
+    counted: list[float] = []
+
+    def build_observed() -> Callable[[], object]:
+        call = build()
+
+        def observed() -> None:
+            with observing() as report:
+                call()
+            backward = report.backward_flops if trial.direction == "train" else 0.0
+            counted.append(report.forward_flops + backward)
+
+        return observed
+
+    with fused, predicting(device):
+        prediction = predict(build_observed)
+    return replace(prediction, flops=prediction.flops + counted[-1])
+
+
+def _training_step(trial: Trial) -> Callable[[], object]:
+    """One optimizer step of a ``training`` trial, on tokens that nobody looks at."""
+    vocab_size = _vocab_size(trial)
+    model = build_fake_model(trial.model, vocab_size=vocab_size, device=trial.device)
+    optimizer = torch.optim.AdamW(model.parameters())  # the fused one keeps the same state
+    ids_BL = torch.zeros(trial.batch, trial.seq_len, dtype=torch.int64, device=trial.device)
+    scored = slice(-_NUM_ANSWERS.get(trial.task or "", trial.seq_len), None)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        logits = model.lm_head(model.hidden(ids_BL)[:, scored]).float()
+        F.cross_entropy(logits.flatten(0, 1), ids_BL[:, scored].flatten()).backward()
+        optimizer.step()
+
+    return step
+
+
+_VOCAB_SIZES: dict[str, int] = {"language": 256, "dna": 5, "audio": 256, "speech": 256}
+
+
+def _vocab_size(trial: Trial) -> int:
+    """Of the task; the data-set tasks' are known without reading their data."""
+    assert trial.task is not None
+    if trial.task in _VOCAB_SIZES:
+        return _VOCAB_SIZES[trial.task]
+    return make_task(trial.task, **trial.protocol.get("task_options", {})).vocab_size

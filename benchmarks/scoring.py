@@ -1,0 +1,235 @@
+"""Scores of a trained model at one length: accuracy or bits per token, with interval, time and memory."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness import format_length
+from harness.memory import available_memory_bytes, host_peak
+from harness.statistics import batch_means, clustered_proportion, mean_estimate, wilson
+from models import SequenceModel
+from tasks import Batch, ExampleStream, Task, TaskError
+from tasks.base import IGNORE_INDEX
+from tasks.corpus import CorpusTask
+
+_BATCH_TOKENS = 2**14
+"""Short examples are scored together up to this many tokens, long ones alone."""
+_HEAD_TOKENS = 2**14
+"""Logits are made for so many positions at a time: at 2^20 bytes they would take a gigabyte."""
+_MIN_UNITS = 8
+"""With fewer windows than this, an interval comes from stretches of the windows instead."""
+_MEMORY_MARGIN = 0.8
+
+
+def score_at(
+    model: SequenceModel,
+    task: Task,
+    seq_len: int,
+    protocol: Mapping[str, Any],
+    *,
+    previous: Sequence[Mapping[str, Any]],
+    deadline: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """One entry of a record's ``scores``. Its ``status`` is ``ok``, ``unsupported`` or ``skipped``.
+
+    ``previous`` scores, of shorter lengths, say what this one will cost: one that would not end
+    before ``deadline`` (``time.monotonic``) or not fit in memory is skipped, with the prediction.
+    """
+    entry: dict[str, Any] = {"seq_len": seq_len}
+    growth = _growth(model, seq_len, previous)
+    expected = growth | {}
+    if refused := _refusal(expected, deadline, device):
+        return entry | {"status": "skipped", "reason": refused} | expected
+    try:
+        batches = list(_batch_plan(task, seq_len, protocol))
+        with host_peak() as host:
+            measured = _score(model, task, batches, seq_len, device, deadline)
+    except TaskError as error:
+        return entry | {"status": "unsupported", "reason": str(error)}
+    entry |= {"status": "ok"} | measured | expected
+    entry["peak_rss_bytes"] = host.peak_rss_bytes
+    entry["baseline_rss_bytes"] = host.baseline_rss_bytes
+    return entry
+
+
+def _growth(model: SequenceModel, seq_len: int, previous: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Predicted time and memory of one example, scaled by FLOPs and by length from the last score."""
+    measured = [p for p in previous if p["status"] == "ok" and p.get("latency_ms")]
+    if not measured:
+        return {}
+    last = max(measured, key=lambda p: p["seq_len"])
+    flops = model.describe(seq_len).forward_flops / model.describe(last["seq_len"]).forward_flops
+    per_example_ms = float(np.median(last["latency_ms"])) / last["batch"]
+    per_token = (last["peak_rss_bytes"] - last["baseline_rss_bytes"]) / (last["batch"] * last["seq_len"])
+    return {
+        "predicted_latency_ms": round(per_example_ms * flops, 3),
+        "predicted_rss_growth_bytes": int(max(0.0, per_token) * seq_len),
+    }
+
+
+def _refusal(expected: Mapping[str, float], deadline: float, device: torch.device) -> str:
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        return "the time for scoring was used up at shorter lengths; raise score_budget_s"
+    if not expected:
+        return ""
+    needed_s = expected["predicted_latency_ms"] / 1e3
+    if needed_s > remaining_s:
+        return (
+            f"one example is predicted to take {needed_s:.1f} s of the {remaining_s:.1f} s left; raise score_budget_s"
+        )
+    free = available_memory_bytes(torch.device("cpu")) * _MEMORY_MARGIN
+    if device.type == "cpu" and expected["predicted_rss_growth_bytes"] > free:
+        needed = expected["predicted_rss_growth_bytes"]
+        return f"predicted to need {needed / 2**30:.1f} GiB where {free / 2**30:.1f} GiB are free"
+    return ""
+
+
+def _batch_plan(task: Task, seq_len: int, protocol: Mapping[str, Any]) -> Iterator[Batch]:
+    """The examples scored at a length: a fixed number of tokens, so that every length costs alike."""
+    count = max(protocol["min_examples"], min(protocol["max_examples"], protocol["score_tokens"] // seq_len))
+    per_batch = max(1, _BATCH_TOKENS // seq_len)
+    if isinstance(task, CorpusTask):
+        starts = _window_starts(task, seq_len, count, protocol)
+        for first in range(0, len(starts), per_batch):
+            yield task.windows(starts[first : first + per_batch], seq_len, device="cpu")
+        return
+    for start in range(0, count, per_batch):
+        # The test set is fixed: its seed is not the trial's, so that every model answers the same.
+        yield task.sample(ExampleStream(seed=0, split="test", start=start), min(per_batch, count - start), seq_len)
+
+
+def _window_starts(task: CorpusTask, seq_len: int, count: int, protocol: Mapping[str, Any]) -> list[int]:
+    """Up to ``count`` windows, evenly spaced over the same regions of the test data for every length.
+
+    A region is as long as the longest length that can be scored, so that shorter windows see the same
+    text with less context, and not other text. Raises TaskError where no window is long enough.
+    """
+    possible = [length for length in protocol["score_lengths"] if length <= task.max_seq_len("test")]
+    region_len = max([length for length in possible if length >= seq_len], default=seq_len)
+    num_regions = max(protocol["score_regions"], protocol["score_tokens"] // region_len)
+    regions = task.evaluation_windows("test", region_len, num_regions).starts
+    tiles = [start + k * seq_len for start in regions for k in range(region_len // seq_len)]
+    scored = [start for start in tiles if _has_targets(task, start, seq_len)]
+    places = ((2 * np.arange(min(count, len(scored))) + 1) * len(scored)) // (2 * min(count, len(scored)))
+    return [scored[place] for place in places]
+
+
+def _has_targets(task: CorpusTask, start: int, seq_len: int) -> bool:
+    """Whether a window is not made of unknown symbols alone."""
+    if task.unscored_token is None:
+        return True
+    return bool((task.corpus.tokens[start + 1 : start + seq_len + 1] != task.unscored_token).any())
+
+
+@torch.no_grad()
+def _score(
+    model: SequenceModel, task: Task, batches: Sequence[Batch], seq_len: int, device: torch.device, deadline: float
+) -> dict[str, Any]:
+    latency_ms: list[float] = []
+    correct_per_example: list[int] = []
+    scored_per_example: list[int] = []
+    nats: list[np.ndarray] = []
+    for batch in batches:
+        inputs_BL, targets_BL = batch.inputs_BL.to(device), batch.targets_BL.to(device)
+        started = _now_ns(device)
+        hidden_BLD = model.hidden(inputs_BL)
+        losses_BL, correct_BL = _losses(model, hidden_BLD, targets_BL)
+        latency_ms.append((_now_ns(device) - started) / 1e6)
+        scored_BL = targets_BL != IGNORE_INDEX
+        correct_per_example += (correct_BL & scored_BL).sum(1).tolist()
+        scored_per_example += scored_BL.sum(1).tolist()
+        if task.metric == "bits_per_token":
+            nats += list(losses_BL.masked_fill(~scored_BL, math.nan).cpu().numpy())
+        if time.monotonic() > deadline:
+            break
+    examples = len(correct_per_example)
+    whole_batch = len(batches[0].inputs_BL)
+    full = latency_ms[: max(1, examples // whole_batch)]
+    entry: dict[str, Any] = {
+        "latency_ms": [round(ms, 4) for ms in full],
+        "batch": whole_batch,
+        "tokens_per_s": whole_batch * seq_len / (float(np.median(full)) / 1e3),
+        "examples": examples,
+    }
+    if task.metric == "accuracy":
+        answers = scored_per_example[0]
+        estimate = (
+            wilson(sum(correct_per_example), examples)
+            if answers == 1
+            else clustered_proportion(correct_per_example, answers)
+        )
+        return entry | {"accuracy": estimate.as_dict()}
+    return entry | _bits(np.stack(nats), sum(correct_per_example), sum(scored_per_example))
+
+
+def _now_ns(device: torch.device) -> int:
+    """The host's clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter_ns()
+
+
+def _losses(model: SequenceModel, hidden_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss in nats and correctness per position; logits only at scored positions and in pieces."""
+    scored_S = (targets_BL != IGNORE_INDEX).flatten().nonzero().squeeze(1)
+    hidden_SD, targets_S = hidden_BLD.flatten(0, 1), targets_BL.flatten()
+    losses = torch.zeros(targets_S.shape, device=targets_S.device)
+    correct = torch.zeros(targets_S.shape, dtype=torch.bool, device=targets_S.device)
+    for places in scored_S.split(_HEAD_TOKENS):
+        logits_SV = model.lm_head(hidden_SD[places]).float()
+        losses[places] = F.cross_entropy(logits_SV, targets_S[places], reduction="none")
+        correct[places] = logits_SV.argmax(-1) == targets_S[places]
+    return losses.view_as(targets_BL), correct.view_as(targets_BL)
+
+
+def _bits(nats_EL: np.ndarray, correct: int, scored: int) -> dict[str, Any]:
+    """Bits per token overall and by position, over E windows of length L (NaN: not scored)."""
+    bits_EL = nats_EL / math.log(2)
+    estimate, unit = _bits_estimate(bits_EL)
+    by_position = []
+    for start, stop in _position_ranges(bits_EL.shape[1]):
+        part, _ = _bits_estimate(bits_EL[:, start:stop])
+        by_position.append({"start": start, "stop": stop, **_finite(part.as_dict())})
+    return {
+        "bits_per_token": {**_finite(estimate.as_dict()), "unit": unit},
+        "bits_by_position": by_position,
+        # The token accuracy comes without an interval: neighbouring tokens are not independent.
+        "token_accuracy": correct / max(scored, 1),
+    }
+
+
+def _bits_estimate(bits_EL: np.ndarray) -> tuple[Any, str]:
+    """Windows are the independent units; with too few of them, stretches of windows stand in."""
+    examples, length = bits_EL.shape
+    if examples >= _MIN_UNITS:
+        return mean_estimate(np.nanmean(bits_EL, axis=1)), "window"
+    stretches = max(1, min(length // 64, -(-_MIN_UNITS // examples)))
+    means = [batch_means(row[~np.isnan(row)], stretches) for row in bits_EL if (~np.isnan(row)).sum() >= stretches]
+    return mean_estimate(np.concatenate(means)), f"stretch of {length // stretches} tokens"
+
+
+def _position_ranges(seq_len: int) -> list[tuple[int, int]]:
+    """0..64, 64..128, 128..256, … up to the length."""
+    edges = [0, 64]
+    while edges[-1] < seq_len:
+        edges.append(min(2 * edges[-1], seq_len))
+    return [(a, min(b, seq_len)) for a, b in pairwise(edges) if a < min(b, seq_len)]
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without the bounds that one unit cannot give: an absent figure is absent."""
+    return {k: v for k, v in fields.items() if not isinstance(v, float) or math.isfinite(v)}
+
+
+def describe_lengths(lengths: Sequence[int]) -> str:
+    """``64, 1K, 1M`` for messages."""
+    return ", ".join(format_length(length) for length in lengths)

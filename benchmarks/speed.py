@@ -1,0 +1,93 @@
+"""The ``speed`` benchmark: is it right, what does it hold, how long does it take. In that order."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.workloads import Workload, build_workload
+from harness import Trial, WrongOutput
+from harness.clocks import MIN_SAMPLES, time_calls, time_once_ms
+from harness.environment import gpu_clocks
+from harness.memory import keep_freed_memory, memory_of
+from harness.worker import Report
+from models.ops.context import OpReport, observing
+
+TOLERANCES = {"float32": 1e-3, "float64": 1e-8, "bfloat16": 3e-2, "float16": 1e-2}
+"""Largest relative error of a checked slice. float32: accumulation over 2^20 steps and tf32 products
+stay under 1e-3; bfloat16: eight bits of mantissa, a few roundings."""
+
+MIN_CALLS = {"forward": 6.5, "train": 8.0}
+"""What a trial costs at the least, in calls: the memory pass (one call, or two train steps, on fresh
+pages: about 2.5 times as long), the check, a warm-up and one sample."""
+
+
+def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Measure one ``speed`` trial; see the record's contract for the units."""
+    device = torch.device(trial.device)
+    built: list[Workload] = []
+    call_ms: list[float] = []
+
+    def build_and_call() -> None:
+        built.append(build_workload(trial))
+        call_ms.append(time_once_ms(built[0].call, device))
+        if trial.direction == "train":
+            # The first call that meets the optimizer's state.
+            call_ms.append(time_once_ms(built[0].call, device))
+
+    metrics: dict[str, Any] = dict(memory_of(build_and_call, device))
+    metrics["first_call_ms"] = round(call_ms[0], 3)
+    (workload,) = built
+    allocator = keep_freed_memory()
+    checked = verify(trial, workload)
+    metrics["max_relative_error"] = max(checked.errors.values(), default=0.0)
+    backend = describe_backend(checked, workload.precision, device) | {"host_allocator": allocator}
+    if workload.model is not None:
+        description = workload.model.describe(trial.seq_len)
+        metrics |= {"params": description.params, "state_bytes": trial.batch * description.state_bytes}
+    report({**metrics, "backend": backend})
+
+    timing = time_calls(workload.call, device, budget_s=trial.protocol["sample_budget_s"])
+    median_ms = sorted(timing.samples_ms)[len(timing.samples_ms) // 2]
+    metrics |= {
+        "latency_ms": [round(sample, 6) for sample in timing.samples_ms],
+        "tokens_per_s": trial.batch * trial.seq_len / (median_ms / 1e3),
+        "calls_per_sample": timing.calls_per_sample,
+    }
+    if timing.few_samples:
+        metrics["few_samples"] = f"{len(timing.samples_ms)} of {MIN_SAMPLES}: a call outlasts the sampling budget"
+    if device.type == "cuda":
+        metrics["gpu_clocks"] = dict(gpu_clocks())
+    return {"metrics": metrics, "backend": backend | {"clock": timing.clock}}
+
+
+def verify(trial: Trial, workload: Workload) -> OpReport:
+    """Compare slices of every operator's output with references, at this very length.
+
+    Raises:
+        WrongOutput: an error beyond the dtype's tolerance; then no speed is given.
+    """
+    with observing(verify=True) as checked:
+        workload.forward()
+    limit = TOLERANCES[trial.dtype]
+    for operator, error in checked.errors.items():
+        if not error <= limit:  # a NaN is not below any limit
+            raise WrongOutput(
+                f"{operator} ({checked.backends[operator]}) differs from its reference by {error:.3g} at "
+                f"seq_len={trial.seq_len}, where {trial.dtype} allows {limit:g}; no speed is given"
+            )
+    return checked
+
+
+def describe_backend(checked: OpReport, precision: str, device: torch.device) -> dict[str, Any]:
+    """Which kernels ran and under which switches."""
+    backend: dict[str, Any] = {
+        **checked.backends,
+        "precision": precision,
+        "compiled": False,
+        "cuda_graph": False,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        backend["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    return backend

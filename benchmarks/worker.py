@@ -1,0 +1,27 @@
+"""The measurement that a trial's process runs: dispatch by kind, under the run's settings."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.speed import run_speed
+from benchmarks.training import run_training
+from harness import Trial, Unsupported
+from harness.worker import Report
+
+_KINDS = {"speed": run_speed, "training": run_training}
+
+
+def execute(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
+    """Run one trial. ``payload``: the trial, its ``cores``, ``data_root`` and ``sources``."""
+    trial = Trial.from_dict(payload["trial"])
+    os.sched_setaffinity(0, payload["cores"])
+    torch.set_num_threads(len(payload["cores"]))
+    if trial.device == "cuda":
+        if not torch.cuda.is_available():
+            raise Unsupported("device=cuda: PyTorch finds no CUDA device here; use --device cpu")
+        # Stated, not inherited: float32 trials use TF32 products, and every record says so.
+        torch.set_float32_matmul_precision("high")
+    return _KINDS[trial.kind](trial, payload, report)

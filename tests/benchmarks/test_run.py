@@ -1,0 +1,310 @@
+"""The whole way, through the real command: plan, run, kill, resume, shard, report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harness import STATUSES
+
+NUM_TRIALS = 14
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for path in folder.rglob("records.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_help_is_quick_and_imports_nothing_heavy(environment):
+    code = (
+        "import sys, benchmarks.cli\n"
+        "try: benchmarks.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted(set(sys.modules) & {'torch', 'pandas', 'matplotlib', 'numpy', 'pydantic'}), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "usage: seqbench" in result.stdout
+    assert result.stderr.strip() == "[]"
+
+
+def test_run_measures_everything_once_and_resumes_to_nothing(seqbench, small_suite, tmp_path):
+    out = tmp_path / "out"
+    first = seqbench("run", small_suite, "--device", "cpu", "--out", out)
+    assert first.returncode == 0, first.stderr
+    records = lines_of(out)
+    assert len(records) == NUM_TRIALS
+    assert {r["status"] for r in records} == {"ok"}, [r.get("error") for r in records]
+    for record in records:
+        _check_record(record, out)
+
+    again = seqbench("run", small_suite, "--device", "cpu", "--out", out)
+    assert f"{NUM_TRIALS} of {NUM_TRIALS} trials are recorded already" in again.stderr
+    assert lines_of(out) == records
+
+    report = seqbench("report", out, "--out", tmp_path / "report")
+    assert report.returncode == 0, report.stderr
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert all(model in page for model in ("mamba-tiny", "transformer-tiny", "s4d-tiny"))
+    assert seqbench("claims", out).returncode == 0
+
+
+def _check_record(record: dict, out: Path) -> None:
+    """The record's contract."""
+    assert {"schema", "trial_id", "trial", "status", "env_id", "started_at", "wall_s", "metrics", "backend"} <= set(
+        record
+    )
+    assert record["status"] in STATUSES
+    assert len(record["trial_id"]) == 64
+    assert set(record["trial"]) == {
+        "kind", "model", "task", "seq_len", "batch", "dtype", "direction", "device", "seed", "protocol",
+    }  # fmt: skip
+    metrics = record["metrics"]
+    assert min(metrics["latency_ms"]) > 0
+    for name in ("tokens_per_s", "peak_alloc_bytes", "peak_rss_bytes", "flops", "predicted_peak_bytes"):
+        assert metrics[name] > 0, name
+    environment = json.loads((out / "env" / f"{record['env_id']}.json").read_text())
+    assert environment["packages"]["torch"] and environment["cpu"]["cores"] >= 1
+    if record["trial"]["kind"] == "speed":
+        assert metrics["max_relative_error"] < 1e-3
+        return
+    assert [score["seq_len"] for score in metrics["scores"]] == [64, 256]
+    for score in metrics["scores"]:
+        accuracy = score["accuracy"]
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        assert score["latency_ms"] and score["peak_rss_bytes"] > 0
+    assert metrics["accuracy"] == metrics["scores"][0]["accuracy"]
+
+
+def test_killed_half_way_and_run_again_gives_every_trial_exactly_once(small_suite, environment, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "benchmarks", "run", str(small_suite), "--device", "cpu", "--out", str(out)]
+    process = subprocess.Popen(
+        command, env=environment, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(lines_of(out)) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = lines_of(out)
+    assert 3 <= len(before) < NUM_TRIALS
+
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"{len(before)} of {NUM_TRIALS}" in result.stderr
+    counts = Counter(record["trial_id"] for record in lines_of(out))
+    assert len(counts) == NUM_TRIALS
+    assert set(counts.values()) == {1}
+
+
+def test_a_supervisor_that_is_killed_leaves_no_process_behind(small_suite, environment, tmp_path):
+    marker = str(tmp_path / "out")
+    command = [sys.executable, "-m", "benchmarks", "run", str(small_suite), "--device", "cpu", "--out", marker]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not lines_of(tmp_path / "out"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    family = _descendants(process.pid)
+    assert family
+    process.kill()
+    process.wait()
+    for _ in range(200):
+        if not [pid for pid in family if Path(f"/proc/{pid}").exists()]:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"still running: {[pid for pid in family if Path(f'/proc/{pid}').exists()]}")
+
+
+def _descendants(pid: int) -> list[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found, frontier = [], [pid]
+    while frontier:
+        frontier = [child for child, parent in parents.items() if parent in frontier]
+        found += frontier
+    return found
+
+
+def test_shards_share_the_work_and_write_apart(seqbench, small_suite, tmp_path):
+    out = tmp_path / "out"
+    for shard in ("1/2", "2/2"):
+        result = seqbench("run", small_suite, "--device", "cpu", "--out", out, "--shard", shard, "--models", "s4d")
+        assert result.returncode == 0, result.stderr
+    files = sorted(path.parent.name for path in out.rglob("records.jsonl"))
+    assert files == ["shard-1-of-2", "shard-2-of-2"]
+    counts = Counter(record["trial_id"] for record in lines_of(out))
+    assert len(counts) == 5 and set(counts.values()) == {1}
+
+
+def test_plan_runs_nothing_and_shows_costs(seqbench, small_suite, tmp_path):
+    result = seqbench("plan", small_suite, "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\n") == NUM_TRIALS + 2
+    assert "MiB" in result.stdout and "in all" in result.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_memory_limit_skips_what_cannot_fit_and_the_sweep_goes_on(seqbench, small_suite, tmp_path):
+    out = tmp_path / "out"
+    result = seqbench("run", small_suite, "--device", "cpu", "--out", out, "--lengths", "1K,1M", "--models", "mamba",
+                      "--memory-limit", "1.5", "--tasks", "induction_heads")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    result = seqbench("run", small_suite, "--device", "cpu", "--out", out, "--lengths", "1M", "--models", "s4d",
+                      "--memory-limit", "1.5")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    skipped = [r for r in lines_of(out) if r["status"] == "skipped"]
+    assert skipped
+    for record in skipped:
+        assert record["metrics"]["predicted_peak_bytes"] > 1.5 * 2**30
+        assert "latency_ms" not in record["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["run", "quik"], "did you mean quick"),
+        (["run", "quick", "--models", "mambo"], "mamba"),
+        (["run", "quick", "--lengths", "8K..1K"], "backwards"),
+        (["run", "quick", "--seeds", "x"], "--seeds"),
+        (["run", "quick", "--shard", "3/2"], "--shard"),
+        (["run", "quick", "--data", "nowhere"], "nowhere"),
+        (["run", "quick", "--source", "language"], "TASK=PATH"),
+        (["run", "quick", "--source", "language=nowhere.txt"], "nowhere.txt"),
+        (["run", "quick", "--out", "/proc/nothing"], "--out"),
+        (["report", "nowhere"], "nowhere"),
+        (["claims", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line_and_exit_2(seqbench, words, part):
+    result = seqbench(*words, "--device", "cpu") if words[0] == "run" else seqbench(*words)
+    assert result.returncode == 2, result.stderr
+    assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_cuda_where_there_is_none_is_a_clear_error(seqbench):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    result = seqbench("run", "quick", "--device", "cuda")
+    assert result.returncode == 2
+    assert "--device cpu" in result.stderr
+
+
+TRAINING = """
+name: data
+description: one data-set trial
+trials:
+  - {kind: training, tasks: [TASK], models: [s4d-tiny], seq_len: 64, batch: 2, steps: 2, lr: LR,
+     score_lengths: "64,1K", score_tokens: 256, min_examples: 2, time_limit_s: 60}
+"""
+
+
+def run_task(seqbench, tmp_path, task, *words, lr="1.0e-3"):
+    suite = tmp_path / "data.yaml"
+    suite.write_text(TRAINING.replace("TASK", task).replace("LR", lr))
+    result = seqbench("run", suite, "--device", "cpu", "--out", tmp_path / "out", *words)
+    return result, lines_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize("task", ["language", "dna", "audio", "speech"])
+def test_without_data_the_record_says_that_the_sample_is_embedded(seqbench, tmp_path, task):
+    result, (record,) = run_task(seqbench, tmp_path, task)
+    assert result.returncode == 0, result.stderr
+    assert record["status"] == "ok", record["error"]
+    assert record["trial"]["protocol"]["source"]["kind"] == "embedded"
+    assert record["metrics"]["bits_per_token"]["value"] > 0
+
+
+def test_a_users_own_text_is_identified_by_its_sha256(seqbench, tmp_path):
+    import hashlib
+
+    text = tmp_path / "mine.txt"
+    text.write_text("It was a bright cold day in April. " * 400)
+    result, (record,) = run_task(seqbench, tmp_path, "language", "--source", f"language={text}")
+    assert record["status"] == "ok", result.stderr
+    source = record["trial"]["protocol"]["source"]
+    assert source["kind"] == "files"
+    assert source["sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
+
+
+def test_data_that_are_too_short_are_unsupported_at_that_length_only(seqbench, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("abcdefghij" * 300)  # contiguous split: 300 bytes of test text
+    _, (record,) = run_task(seqbench, tmp_path, "language", "--source", f"language={text}")
+    assert record["status"] == "ok"
+    assert [s["status"] for s in record["metrics"]["scores"]] == ["ok", "unsupported"]
+    assert "longest" in record["metrics"]["scores"][1]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "part"),
+    [
+        ("dna", "cut.fa.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03cut", "cut.fa.gz"),
+        ("dna", "odd.fa", b">one\nACGTACGT!ACGT\n", "odd.fa"),
+        ("audio", "cut.wav", b"RIFF\x00\x10\x00\x00WAVEfmt ", "cut.wav"),
+        ("language", "binary.txt", b"\x00\x01\x02" * 100, "binary.txt"),
+    ],
+)
+def test_broken_data_are_an_error_that_names_the_file(seqbench, tmp_path, task, name, content, part):
+    path = tmp_path / name
+    path.write_bytes(content)
+    _, (record,) = run_task(seqbench, tmp_path, task, "--source", f"{task}={path}")
+    assert record["status"] == "error"
+    assert part in record["error"]["message"]
+
+
+def test_a_loss_that_is_not_finite_is_a_typed_error(seqbench, tmp_path):
+    _, (record,) = run_task(seqbench, tmp_path, "language", lr="1.0e+38")
+    assert record["status"] == "error"
+    assert record["error"]["type"] == "NonFiniteLoss"
+    assert "lr" in record["error"]["message"]
+
+
+def test_a_model_of_ones_own_from_a_file(seqbench, small_suite, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from models.s4d import s4d\n\n\ndef build(vocab_size):\n"
+        "    return s4d(vocab_size=vocab_size, d_model=16, num_layers=1, d_mlp=16)\n"
+    )
+    out = tmp_path / "out"
+    result = seqbench(
+        "run", small_suite, "--device", "cpu", "--out", out, "--models", "mine.py:build", "--lengths", "1K"
+    )
+    assert result.returncode == 0, result.stderr
+    records = lines_of(out)
+    assert records and {r["trial"]["model"] for r in records} == {"mine.py:build"}
+    assert {r["status"] for r in records} == {"ok"}, [r.get("error") for r in records]
+
+
+def test_a_kernel_that_computes_wrongly_gets_no_speed(seqbench, small_suite, tmp_path):
+    (tmp_path / "wrong.py").write_text(
+        "import models.transformer as t\nfrom models.ops.context import observe, relative_error\n\n\n"
+        "def broken(q, k, v):\n    out = t_attention(q, k, v)\n"
+        "    observe('attention', 'broken', check=lambda: relative_error(out * 1.1, out))\n    return out\n\n\n"
+        "t_attention = t.causal_attention\n\n\n"
+        "def build(vocab_size):\n    t.causal_attention = broken\n"
+        "    return t.transformer(vocab_size=vocab_size, d_model=16, num_layers=1, num_heads=2, d_mlp=16)\n"
+    )
+    suite = tmp_path / "model.yaml"
+    suite.write_text(
+        "name: m\ndescription: d\ntrials:\n  - {kind: speed, level: model, directions: [forward], models: [s4d-tiny], "
+        "lengths: 1K, sample_budget_s: 0.05}\n"
+    )
+    out = tmp_path / "out"
+    seqbench("run", suite, "--device", "cpu", "--out", out, "--models", "wrong.py:build")
+    (record,) = lines_of(out)
+    assert record["status"] == "wrong", record
+    assert "latency_ms" not in record["metrics"]
+    assert "no speed is given" in record["error"]["message"]
