@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import format_length
 from harness.memory import available_memory_bytes, host_peak
 from harness.statistics import batch_means, clustered_proportion, mean_estimate, wilson
 from models import SequenceModel
@@ -44,8 +43,7 @@ def score_at(
     before ``deadline`` (``time.monotonic``) or not fit in memory is skipped, with the prediction.
     """
     entry: dict[str, Any] = {"seq_len": seq_len}
-    growth = _growth(model, seq_len, previous)
-    expected = growth | {}
+    expected = _growth(model, seq_len, previous)
     if refused := _refusal(expected, deadline, device):
         return entry | {"status": "skipped", "reason": refused} | expected
     try:
@@ -55,9 +53,7 @@ def score_at(
     except TaskError as error:
         return entry | {"status": "unsupported", "reason": str(error)}
     entry |= {"status": "ok"} | measured | expected
-    entry["peak_rss_bytes"] = host.peak_rss_bytes
-    entry["baseline_rss_bytes"] = host.baseline_rss_bytes
-    return entry
+    return entry | host.as_dict()
 
 
 def _growth(model: SequenceModel, seq_len: int, previous: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -68,11 +64,11 @@ def _growth(model: SequenceModel, seq_len: int, previous: Sequence[Mapping[str, 
     last = max(measured, key=lambda p: p["seq_len"])
     flops = model.describe(seq_len).forward_flops / model.describe(last["seq_len"]).forward_flops
     per_example_ms = float(np.median(last["latency_ms"])) / last["batch"]
-    per_token = (last["peak_rss_bytes"] - last["baseline_rss_bytes"]) / (last["batch"] * last["seq_len"])
-    return {
-        "predicted_latency_ms": round(per_example_ms * flops, 3),
-        "predicted_rss_growth_bytes": int(max(0.0, per_token) * seq_len),
-    }
+    expected = {"predicted_latency_ms": round(per_example_ms * flops, 3)}
+    if "peak_rss_bytes" in last:
+        per_token = (last["peak_rss_bytes"] - last["baseline_rss_bytes"]) / (last["batch"] * last["seq_len"])
+        expected["predicted_rss_growth_bytes"] = int(max(0.0, per_token) * seq_len)
+    return expected
 
 
 def _refusal(expected: Mapping[str, float], deadline: float, device: torch.device) -> str:
@@ -87,8 +83,8 @@ def _refusal(expected: Mapping[str, float], deadline: float, device: torch.devic
             f"one example is predicted to take {needed_s:.1f} s of the {remaining_s:.1f} s left; raise score_budget_s"
         )
     free = available_memory_bytes(torch.device("cpu")) * _MEMORY_MARGIN
-    if device.type == "cpu" and expected["predicted_rss_growth_bytes"] > free:
-        needed = expected["predicted_rss_growth_bytes"]
+    needed = expected.get("predicted_rss_growth_bytes", 0.0)
+    if device.type == "cpu" and needed > free:
         return f"predicted to need {needed / 2**30:.1f} GiB where {free / 2**30:.1f} GiB are free"
     return ""
 
@@ -228,8 +224,3 @@ def _position_ranges(seq_len: int) -> list[tuple[int, int]]:
 def _finite(fields: dict[str, Any]) -> dict[str, Any]:
     """Without the bounds that one unit cannot give: an absent figure is absent."""
     return {k: v for k, v in fields.items() if not isinstance(v, float) or math.isfinite(v)}
-
-
-def describe_lengths(lengths: Sequence[int]) -> str:
-    """``64, 1K, 1M`` for messages."""
-    return ", ".join(format_length(length) for length in lengths)

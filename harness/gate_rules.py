@@ -80,6 +80,10 @@ def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_PREDICTED = ("PredictedTime", "PredictedMemory")
+"""Types of a skip's error: it was not run because a prediction said so."""
+
+
 def compare_status(
     before: Record | None, after: Record | None, names: Mapping[str, str], environments: Environments
 ) -> Comparison:
@@ -91,9 +95,13 @@ def compare_status(
         return replace(row, verdict="regressed", detail="vanished: the candidate has no record of it")
     if old == new:
         return row
-    reasons = [(after.get("error") or {}).get("message", ""), in_words(unlike_machines(before, after, environments))]
-    detail = "; ".join(reason for reason in reasons if reason)
+    error, unlike = after.get("error") or {}, unlike_machines(before, after, environments)
+    detail = "; ".join(reason for reason in (error.get("message", ""), in_words(unlike)) if reason)
     verdict: Verdict = "regressed" if old == "ok" else "improved" if new == "ok" else "changed"
+    if old == "ok" and (new == "timeout" or error.get("type") in _PREDICTED):
+        # Limits of time and memory are the machine's: another one says nothing of the code, and a
+        # prediction near the limit goes either way on the same one.
+        verdict = "inconclusive" if unlike else "suspect" if error.get("type") in _PREDICTED else "regressed"
     return replace(row, verdict=verdict, detail=detail)
 
 

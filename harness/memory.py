@@ -41,19 +41,38 @@ class HostPeak:
     peak_rss_bytes: int = 0
 
     def as_dict(self) -> dict[str, int]:
+        """For a record: empty where the kernel does not let the peak be reset."""
+        if not self.peak_rss_bytes:
+            return {}
         return {"peak_rss_bytes": self.peak_rss_bytes, "baseline_rss_bytes": self.baseline_rss_bytes}
 
 
 @contextmanager
 def host_peak() -> Iterator[HostPeak]:
-    """Measure the peak resident memory of the block, and what was resident when it began."""
+    """Measure the peak resident memory of the block, and what was resident when it began.
+
+    Sandboxes without ``/proc/self/clear_refs`` give no figure: a peak that includes what came before
+    would be a wrong one.
+    """
     gc.collect()
     # glibc keeps freed heap; without this the block would reuse pages that are resident already.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text(_RESET_PEAK_RSS)
-    peak = HostPeak(baseline_rss_bytes=_status_bytes("VmRSS"))
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    peak = HostPeak()
+    resettable = _reset_peak()
+    if resettable:
+        peak.baseline_rss_bytes = _status_bytes("VmRSS")
     yield peak
-    peak.peak_rss_bytes = _status_bytes("VmHWM")
+    if resettable:
+        peak.peak_rss_bytes = _status_bytes("VmHWM")
+
+
+def _reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK_RSS)
+    except OSError:
+        return False
+    return True
 
 
 def _status_bytes(key: str) -> int:

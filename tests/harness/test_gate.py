@@ -293,3 +293,20 @@ def test_the_bootstrap_is_deterministic_and_covers_what_is_so():
     assert ratio != quartile_ratio(base, candidate, seed=2)
     assert ratio.low < 1.5 < ratio.high
     assert math.isclose(ratio.value, np.quantile(candidate, 0.25) / np.quantile(base, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "here", "there"),
+    [
+        ("timeout", "TimeLimit", "regressed", "inconclusive"),
+        ("skipped", "PredictedTime", "suspect", "inconclusive"),
+        ("skipped", "PredictedMemory", "suspect", "inconclusive"),
+        ("oom", "MemoryError", "regressed", "regressed"),
+    ],
+)
+def test_limits_are_the_machines_own(status, kind, here, there):
+    """A slower machine that runs into a limit says nothing of the code."""
+    environments = {"here": ENVIRONMENT, "there": ENVIRONMENT | {"cpu": {"model": "other", "cores": 2}}}
+    for env_id, verdict in (("here", here), ("there", there)):
+        after = make_record(status, env_id=env_id) | {"error": {"type": kind, "message": "m"}}
+        assert verdicts(make_record(), after, environments)["status"] == verdict

@@ -27,6 +27,13 @@ def test_host_peak_does_not_inherit_an_earlier_peak():
     assert peak.peak_rss_bytes - peak.baseline_rss_bytes < 64 * MIB
 
 
+def test_a_kernel_that_resets_no_peak_gives_no_figure(monkeypatch):
+    monkeypatch.setattr("harness.memory._reset_peak", lambda: False)
+    with host_peak() as peak:
+        torch.ones(16 * MIB // 4)
+    assert peak.as_dict() == {}
+
+
 def test_allocator_peak_is_exact():
     def work() -> torch.Tensor:
         a = torch.ones(MIB)  # 4 MiB
