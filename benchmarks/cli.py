@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchmarks.run import RunOptions
@@ -331,51 +331,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    listings: dict[str, Callable[[], list[list[Any]]]] = {
-        "models": _model_rows,
-        "tasks": _task_rows,
-        "suites": _suite_rows,
-        "claims": _claim_rows,
-    }
-    rows = listings[arguments.what]()
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]) - 1)]
-    for row in rows:
-        print("  ".join([f"{cell!s:{w}}" for cell, w in zip(row, widths, strict=False)] + [str(row[-1])]))
+    from benchmarks.listing import aligned, rows_of
+
+    print(aligned(rows_of(arguments.what)))
     return 0
-
-
-def _model_rows() -> list[list[Any]]:
-    import torch
-
-    from models import find_factory, model_names
-
-    rows: list[list[Any]] = [["model", "params", "state at 2K", "state at 128K", "MFLOP/token at 2K", "mixer"]]
-    for name in model_names():
-        with torch.device("meta"):
-            model = find_factory(name)(vocab_size=256)
-        at_2k, at_128k = model.describe(2048), model.describe(131072)
-        rows.append([
-            name, f"{at_2k.params:,}", f"{at_2k.state_bytes:,} B", f"{at_128k.state_bytes:,} B",
-            f"{at_2k.flops_per_token / 1e6:.3g}", at_2k.mixer,
-        ])  # fmt: skip
-    return rows
-
-
-def _task_rows() -> list[list[Any]]:
-    from tasks.registry import task_entry, task_names
-
-    return [["task", "what is asked"], *([name, task_entry(name).summary] for name in task_names())]
-
-
-def _suite_rows() -> list[list[Any]]:
-    from benchmarks.suites import load_suite, suite_names
-
-    return [["suite", "description"], *([name, load_suite(name).description.strip()] for name in suite_names())]
-
-
-def _claim_rows() -> list[list[Any]]:
-    from reports import judge_contrasts, scores_frame, speed_frame, training_frame, trials_frame
-
-    nothing = trials_frame([], {})
-    contrasts = judge_contrasts(speed_frame(nothing), scores_frame(training_frame(nothing)))
-    return [["claim", "statement [rule]"], *([c.id, f"{c.statement} [{c.rule}]"] for c in contrasts)]

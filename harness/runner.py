@@ -202,11 +202,12 @@ def run_trials(
                 plan, started, outcome = future.result()
                 waiting = [p for p, f in zip(sharing, futures, strict=True) if not f.done()]
                 yield write(plan, started, outcome, sum(map(costs.wall_s, waiting)) / len(slots))
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            executor.cancel()
-            raise
+        finally:
+            # Left early, by Ctrl-C say: the pool would otherwise wait for everything it holds.
+            if not all(future.done() for future in futures):
+                for future in futures:
+                    future.cancel()
+                executor.cancel()
 
 
 def _slots(sharing: Sequence[PlannedTrial], cores: Sequence[int]) -> list[Sequence[int]]:

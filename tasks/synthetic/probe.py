@@ -1,5 +1,6 @@
 """What the probes share: the two published loss conventions and the key of an example."""
 
+from abc import abstractmethod
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -36,9 +37,9 @@ class Probe(Task):
         targets_BL[:, -num_answers:] = answers_BK
         return targets_BL
 
+    @abstractmethod
     def solve(self, inputs_BL: Tensor) -> Tensor:
         """The oracle: the answers ``(B, K)``, read off the inputs alone. Conformance runs it."""
-        raise NotImplementedError
 
 
 def example_indices(rng: ExampleStream, batch: int, device: torch.device | str) -> Tensor:

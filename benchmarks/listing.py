@@ -1,0 +1,60 @@
+"""What ``seqbench list`` shows: models, tasks, suites and claims, a row each under a heading."""
+
+from collections.abc import Callable, Sequence
+
+Row = list[str]
+
+
+def rows_of(what: str) -> list[Row]:
+    """The table of ``models``, ``tasks``, ``suites`` or ``claims``, its heading first."""
+    tables: dict[str, Callable[[], list[Row]]] = {
+        "models": _model_rows,
+        "tasks": _task_rows,
+        "suites": _suite_rows,
+        "claims": _claim_rows,
+    }
+    return tables[what]()
+
+
+def aligned(rows: Sequence[Row]) -> str:
+    """Columns padded to their widest cell, but for the last, which may be a sentence."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = [[f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)] + [row[-1]] for row in rows]
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def _model_rows() -> list[Row]:
+    import torch
+
+    from models import find_factory, model_names
+
+    rows: list[Row] = [["model", "params", "state at 2K", "state at 128K", "MFLOP/token at 2K", "mixer"]]
+    for name in model_names():
+        with torch.device("meta"):
+            model = find_factory(name)(vocab_size=256)
+        at_2k, at_128k = model.describe(2048), model.describe(131072)
+        rows.append([
+            name, f"{at_2k.params:,}", f"{at_2k.state_bytes:,} B", f"{at_128k.state_bytes:,} B",
+            f"{at_2k.flops_per_token / 1e6:.3g}", at_2k.mixer,
+        ])  # fmt: skip
+    return rows
+
+
+def _task_rows() -> list[Row]:
+    from tasks.registry import task_entry, task_names
+
+    return [["task", "what is asked"], *([name, task_entry(name).summary] for name in task_names())]
+
+
+def _suite_rows() -> list[Row]:
+    from benchmarks.suites import load_suite, suite_names
+
+    return [["suite", "description"], *([name, load_suite(name).description.strip()] for name in suite_names())]
+
+
+def _claim_rows() -> list[Row]:
+    from reports import judge_contrasts, scores_frame, speed_frame, training_frame, trials_frame
+
+    nothing = trials_frame([], {})
+    contrasts = judge_contrasts(speed_frame(nothing), scores_frame(training_frame(nothing)))
+    return [["claim", "statement [rule]"], *([c.id, f"{c.statement} [{c.rule}]"] for c in contrasts)]
