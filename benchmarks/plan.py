@@ -20,6 +20,7 @@ from harness.code_version import code_version
 from harness.prediction import Prediction, predict
 from harness.runner import PlannedTrial
 from models import build_fake_model
+from models.ops import scan_kernel
 from models.ops.context import observing, predicting
 from models.ops.selective_scan import force_backend
 from tasks import make_task
@@ -95,10 +96,11 @@ def code_of(trial: Trial) -> list[Path]:
 def remembered_cost(trial: Trial, trial_id: str) -> Prediction:
     """:func:`predicted_cost`, kept in the cache: a tenth of a second a trial adds up over a suite.
 
-    The trial's identity covers the code; the version of PyTorch and the number of threads (scratch
-    buffers grow with it) do the rest.
+    The trial's identity covers the code; the version of PyTorch, the number of threads (scratch
+    buffers grow with it) and whether the scan's kernel was built do the rest.
     """
-    place = f"{trial_id[:32]}-{torch.__version__}-{torch.get_num_threads()}.json"
+    scan = "chunked" if scan_kernel.ensure_built() else "kernel"
+    place = f"{trial_id[:32]}-{torch.__version__}-{torch.get_num_threads()}-{scan}.json"
     path = cache_dir() / "predictions" / place
     try:
         known = json.loads(path.read_text())
