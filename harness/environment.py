@@ -86,7 +86,7 @@ def _commit(checkout: Path) -> dict[str, Any]:
     commit = _output(["git", "-C", str(checkout), "rev-parse", "HEAD"])
     if not commit:
         # A copy without history can still be told what it is a copy of.
-        return {"commit": os.environ.get("SEQBENCH_COMMIT"), "dirty": None}
+        return {"commit": os.environ.get("SEQBENCH_COMMIT") or None, "dirty": None}
     changed = _output(["git", "-C", str(checkout), "status", "--porcelain"])
     return {"commit": commit.strip(), "dirty": bool(changed)}
 
