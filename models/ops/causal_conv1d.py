@@ -12,8 +12,9 @@ from models.ops.context import observe
 def causal_conv1d_silu(x_BLE: Tensor, weight_E1W: Tensor, bias_E: Tensor) -> Tensor:
     """``silu(conv(x))`` where position t sees t - W + 1 … t: ``(B, L, E)``.
 
-    Written as W shifted multiply-adds: on a CPU that is several times faster than PyTorch's grouped
-    convolution, and it needs no transposed copy.
+    Written as W shifted multiply-adds in our layout. On one CPU thread it is neither faster nor slower
+    than PyTorch's grouped convolution between transpositions (0.4 against 0.3 ms at 1K positions of 128
+    channels, 147 against 136 ms at 64K).
     """
     B, L, E = x_BLE.shape
     width = weight_E1W.shape[-1]

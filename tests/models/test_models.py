@@ -109,15 +109,6 @@ def test_the_same_seed_gives_the_same_model_whatever_ran_before(name):
 
 
 @tiny
-def test_building_a_model_leaves_the_global_generator_as_the_seed_would_find_it(name):
-    outputs = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        outputs.append(make(name)(tokens(1, 64)))
-    assert torch.equal(*outputs)
-
-
-@tiny
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_agree_with_float32(name, dtype):
     ids = tokens(2, 200)
