@@ -9,10 +9,10 @@ TASKS  ?= lambada_openai,piqa
 MODEL  ?= mamba-tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint bench report plots eval gate data clean
+.PHONY: help setup test lint bench report plots eval gate data scan-table parity clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,12 @@ gate: $(STAMP) ## compare the latest run with a baseline (BASE=main)
 
 data: $(STAMP) ## which data every task would use (SEQBENCH_DATA=DIR for your own)
 	$(BIN)/seqbench data
+
+scan-table: $(STAMP) ## compare selective scans on this CPU: results/<machine>/scan_cpu.csv
+	$(BIN)/python -m benchmarks.scan_table
+
+parity: $(STAMP) ## compare models and kernels with independent implementations
+	$(BIN)/python -m benchmarks.parity
 
 clean: ## remove the virtual environment and this checkout's own runs
 	rm -rf $(VENV) results/runs reports/latest

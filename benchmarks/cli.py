@@ -70,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval_options(evaluation)
     evaluation.set_defaults(command=_eval)
 
+    check = commands.add_parser("check", help="the conformance suite on a model of your own")
+    check.add_argument("model", metavar="path/to/file.py:factory", help="a factory in a file, or a model's name")
+    check.add_argument("--only", default="", metavar="CHECKS", help="checks, separated by commas (default: all)")
+    check.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="default: %(default)s")
+    check.set_defaults(command=_check)
+
     report = commands.add_parser("report", help="figures, tables and pages from records")
     report.add_argument(
         "records", nargs="*", type=Path, metavar="RECORDS", help="files or folders (default: results/runs)"
@@ -290,6 +296,12 @@ def _eval(arguments: argparse.Namespace) -> int:
     print(table(run_evaluation(options)))
     print(f"records in {options.out}", file=sys.stderr)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from benchmarks.checking import run_check
+
+    return run_check(arguments.model, only=_split(arguments.only), device=resolve_device(arguments.device))
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ Importing it does not start CUDA; a fork after that could not use the GPU.
 
 import torch
 
-from models.mamba import import_fused_block
+from models.wirings import import_fused_block
 
 import_fused_block()
 assert not torch.cuda.is_initialized()

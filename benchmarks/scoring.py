@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.memory import available_memory_bytes, host_peak
 from harness.statistics import batch_means, clustered_proportion, mean_estimate, wilson
-from models import SequenceModel
+from models import Model
 from tasks import Batch, ExampleStream, Task, TaskError
 from tasks.base import IGNORE_INDEX
 from tasks.corpus import CorpusTask
@@ -28,7 +28,7 @@ _MEMORY_MARGIN = 0.8
 
 
 def score_at(
-    model: SequenceModel,
+    model: Model,
     task: Task,
     seq_len: int,
     protocol: Mapping[str, Any],
@@ -56,7 +56,7 @@ def score_at(
     return entry | host.as_dict()
 
 
-def _growth(model: SequenceModel, seq_len: int, previous: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _growth(model: Model, seq_len: int, previous: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Predicted time and memory of one example, scaled by FLOPs and by length from the last score."""
     measured = [p for p in previous if p["status"] == "ok" and p.get("latency_ms")]
     if not measured:
@@ -128,7 +128,7 @@ def _has_targets(task: CorpusTask, start: int, seq_len: int) -> bool:
 
 @torch.no_grad()
 def _score(
-    model: SequenceModel, task: Task, batches: Sequence[Batch], seq_len: int, device: torch.device, deadline: float
+    model: Model, task: Task, batches: Sequence[Batch], seq_len: int, device: torch.device, deadline: float
 ) -> dict[str, Any]:
     latency_ms: list[float] = []
     correct_per_example: list[int] = []
@@ -174,7 +174,7 @@ def _now_ns(device: torch.device) -> int:
     return time.perf_counter_ns()
 
 
-def _losses(model: SequenceModel, hidden_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
+def _losses(model: Model, hidden_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Loss in nats and correctness per position; logits only at scored positions and in pieces."""
     scored_S = (targets_BL != IGNORE_INDEX).flatten().nonzero().squeeze(1)
     hidden_SD, targets_S = hidden_BLD.flatten(0, 1), targets_BL.flatten()

@@ -20,7 +20,7 @@ from benchmarks.speed import describe_backend
 from harness import NonFiniteLoss, Trial, Unsupported
 from harness.memory import keep_freed_memory, memory_of
 from harness.worker import Report
-from models import SequenceModel, build_model
+from models import Model, build_model
 from models.checkpoint import save_checkpoint
 from models.ops.context import observing
 from tasks import ExampleStream, Task, TaskError, make_task
@@ -114,7 +114,7 @@ def task_of(trial: Trial, context: Mapping[str, Any]) -> Task:
     )
 
 
-def train(model: SequenceModel, task: Task, trial: Trial, log: TrainingLog) -> None:
+def train(model: Model, task: Task, trial: Trial, log: TrainingLog) -> None:
     """Run the whole budget of steps. Raises :class:`NonFiniteLoss` at the first NaN or infinity."""
     protocol, device = trial.protocol, torch.device(trial.device)
     optimizer = torch.optim.AdamW(
@@ -144,7 +144,7 @@ def train(model: SequenceModel, task: Task, trial: Trial, log: TrainingLog) -> N
     log.train_s = sum(log.step_ms) / 1e3
 
 
-def parameter_groups(model: SequenceModel, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
     """Decay acts on the matrices of linear layers; never on norms, biases, embeddings or state-space parameters."""
     decayed = [m.weight for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
     chosen = {id(p) for p in decayed}
@@ -152,7 +152,7 @@ def parameter_groups(model: SequenceModel, weight_decay: float) -> list[dict[str
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def loss_of(model: SequenceModel, inputs_BL: Tensor, targets_BL: Tensor) -> Tensor:
+def loss_of(model: Model, inputs_BL: Tensor, targets_BL: Tensor) -> Tensor:
     """Mean cross-entropy (nats) over the scored positions; logits are made only for those."""
     scored_BL = targets_BL != IGNORE_INDEX
     hidden_SD = model.hidden(inputs_BL)[scored_BL]
@@ -168,7 +168,7 @@ def _schedule(step: int, protocol: Mapping[str, Any]) -> float:
 
 
 @torch.no_grad()
-def _validation_accuracy(model: SequenceModel, task: Task, trial: Trial) -> float:
+def _validation_accuracy(model: Model, task: Task, trial: Trial) -> float:
     batch = task.sample(
         ExampleStream(seed=trial.seed, split="validation"), VALIDATION_EXAMPLES, trial.seq_len, device=trial.device
     )

@@ -10,14 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.operators import operator_inputs
 from harness import Trial, Unsupported
-from models import Mixer, SequenceModel, build_fake_model, build_model, find_factory
-from models.mamba import S6
-from models.ops.attention import causal_attention
-from models.ops.fft_conv import causal_conv
-from models.ops.selective_scan import selective_scan
-from models.s4d import S4D
-from models.transformer import Attention
+from models import Model, SequenceModel, build_fake_model, build_model, find_factory
 
 SPEED_VOCAB = 16
 """Speed does not depend on what the tokens mean; a small vocabulary keeps the head out of the way."""
@@ -33,7 +28,7 @@ class Workload:
     call: Call
     forward: Call
     """The forward pass alone, without gradients: what is verified before anything is timed."""
-    model: SequenceModel | None = None
+    model: Model | None = None
     precision: str = ""
 
 
@@ -98,9 +93,12 @@ def _operator_workload(trial: Trial, fake: bool) -> Workload:
     """The sequence-mixing operator alone, on random inputs of the model's own width."""
     device, dtype = torch.device(trial.device), DTYPES[trial.dtype]
     with torch.device("meta"):
-        mixer = find_factory(trial.model)(vocab_size=SPEED_VOCAB).blocks[0].mixer
+        model = find_factory(trial.model)(vocab_size=SPEED_VOCAB)
+    if not isinstance(model, SequenceModel):
+        raise Unsupported(f"{trial.model} is not built of mixers, so that there is no operator alone; use level: model")
+    mixer = model.blocks[0].mixer
     generator = None if fake else torch.Generator().manual_seed(trial.seed)
-    inputs, operator = _operator_inputs(mixer, trial, generator)
+    inputs, operator = operator_inputs(mixer, trial, generator)
     inputs = [tensor.to(device, tensor.dtype if tensor.dtype != torch.float32 else dtype) for tensor in inputs]
 
     if trial.direction == "forward":
@@ -124,28 +122,3 @@ def _operator_workload(trial: Trial, fake: bool) -> Workload:
             operator(*inputs)
 
     return Workload(call=forward_backward, forward=check, precision=trial.dtype)
-
-
-def _operator_inputs(
-    mixer: Mixer, trial: Trial, generator: torch.Generator | None
-) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    B, L = trial.batch, trial.seq_len
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    if isinstance(mixer, S6):
-        E, N = mixer.d_inner, mixer.d_state
-        # Steps and decays where a fresh model has them, so that states neither vanish nor explode.
-        dt_BLE = torch.rand(B, L, E, generator=generator) * 0.1
-        A_EN = -torch.arange(1.0, N + 1).expand(E, N).contiguous()
-        tensors = [normal(B, L, E), dt_BLE, A_EN, normal(B, L, N), normal(B, L, N)]
-        return tensors, lambda *args: selective_scan(*args)[0]
-    if isinstance(mixer, Attention):
-        shape = (B, mixer.num_heads, L, mixer.head_dim)
-        return [normal(*shape) for _ in range(3)], causal_attention
-    if isinstance(mixer, S4D):
-        D = mixer.d_model
-        kernel_DL = normal(D, L) * torch.exp(-torch.arange(L) / 100.0)
-        return [normal(B, D, L), kernel_DL], causal_conv
-    raise Unsupported(f"no operator benchmark for the mixer {type(mixer).__name__}; use level: model")

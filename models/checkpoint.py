@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from models.base import SequenceModel
+from models.model import Model
 from models.registry import find_factory
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.pt"
@@ -22,7 +22,7 @@ class CheckpointError(ValueError):
     """A folder is no checkpoint, or a damaged one. The message names the file and the fix."""
 
 
-def save_checkpoint(model: SequenceModel, folder: Path, *, name: str, about: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(model: Model, folder: Path, *, name: str, about: Mapping[str, Any] | None = None) -> None:
     """Write a model's weights and what is needed to build it again; whole or not at all.
 
     Args:
@@ -38,7 +38,7 @@ def save_checkpoint(model: SequenceModel, folder: Path, *, name: str, about: Map
     config_partial.replace(folder / CONFIG_FILE)
 
 
-def load_checkpoint(folder: Path, *, device: str = "cpu") -> tuple[SequenceModel, dict[str, Any]]:
+def load_checkpoint(folder: Path, *, device: str = "cpu") -> tuple[Model, dict[str, Any]]:
     """The model of a checkpoint folder, in evaluation mode, and its ``config.json``.
 
     Raises :class:`CheckpointError` for a folder that is none, and for corrupt or unfitting weights.
@@ -52,7 +52,10 @@ def load_checkpoint(folder: Path, *, device: str = "cpu") -> tuple[SequenceModel
         name, vocab_size = config["model"], config["vocab_size"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{config_path}: not a configuration with model and vocab_size ({error})") from error
-    model = find_factory(name)(vocab_size=vocab_size)
+    try:
+        model = find_factory(name)(vocab_size=vocab_size)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{config_path}: no model {name!r} with vocab_size={vocab_size!r}: {error}") from error
     try:
         state = torch.load(weights_path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)

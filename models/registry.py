@@ -1,8 +1,4 @@
-"""The models by name: a family and a size, ``mamba-tiny`` … Sizes of one name have equal parameters.
-
-Within a size every family is sized to the same number of parameters as Mamba (within 5 %), without
-the embedding, so that a comparison is one of mixers and not of capacity.
-"""
+"""The models by name: the suite's own, third parties' entry points, and factories in a file."""
 
 import difflib
 import importlib.util
@@ -13,24 +9,27 @@ from pathlib import Path
 
 import torch
 
-from models.base import SequenceModel
-from models.mamba import mamba
-from models.s4d import s4d
-from models.transformer import transformer
+from models.model import Model
+from models.presets import FAMILIES, MIXERS, SIZES, WHOLE_BLOCKS, WIRINGS, build, parse
 
-Factory = Callable[..., SequenceModel]
+Factory = Callable[..., Model]
 """Called with ``vocab_size=…``; returns a model whose weights are then initialised from a seed."""
 
-MODELS: dict[str, Factory] = {
-    # The width and depth of the paper's synthetic probes (App. E.1): d_model 64, two layers.
-    "mamba-tiny": partial(mamba, d_model=64, num_layers=2),
-    "transformer-tiny": partial(transformer, d_model=64, num_layers=2, num_heads=4, d_mlp=84),
-    "s4d-tiny": partial(s4d, d_model=64, num_layers=2, d_mlp=84),
-    # The smallest published checkpoint's shape; two Mamba blocks are one Transformer layer.
-    "mamba-130m": partial(mamba, d_model=768, num_layers=24),
-    "transformer-130m": partial(transformer, d_model=768, num_layers=12, num_heads=12, d_mlp=2248),
-    "s4d-130m": partial(s4d, d_model=768, num_layers=12, d_mlp=2752),
-}
+
+def _factory(name: str) -> Factory:
+    parsed = parse(name)
+    assert parsed is not None, name
+    mixer, wiring, size = parsed
+    return partial(build, mixer, wiring, size)
+
+
+PUBLISHED_SIZES = ("370m", "790m", "1.4b", "2.8b")
+_LISTED = [
+    *(f"{family}-{size}" for size in ("tiny", "130m") for family in FAMILIES),
+    *(f"{family}-{size}" for size in PUBLISHED_SIZES for family in ("mamba", "mamba2", "transformer")),
+]
+MODELS: dict[str, Factory] = {name: _factory(name) for name in _LISTED}
+"""What ``seqbench list models`` shows. Any family has any size, and any mixer any wiring (``s6.h3-tiny``), too."""
 
 
 def family(name: str) -> str:
@@ -39,12 +38,12 @@ def family(name: str) -> str:
 
 
 def model_names() -> list[str]:
-    """All registered names, third parties' entry points among them."""
+    """All listed names, third parties' entry points among them."""
     return [*MODELS, *entry_points(group="seqbench.models").names]
 
 
 def find_factory(name: str) -> Factory:
-    """The factory of a registered name, of an entry point, or of ``path/to/file.py:factory``.
+    """The factory of a name, of an entry point, or of ``path/to/file.py:factory``.
 
     Raises ValueError naming the near misses.
     """
@@ -52,12 +51,29 @@ def find_factory(name: str) -> Factory:
         return MODELS[name]
     if ".py:" in name:
         return _factory_from_file(name)
+    if parse(name):
+        return _factory(name)
     third_party = entry_points(group="seqbench.models")
     if name in third_party.names:
         return third_party[name].load()
-    known = [*MODELS, *third_party.names]
+    raise ValueError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    head, _, size = name.partition("-")
+    mixer, dot, wiring = head.partition(".")
+    if mixer in WHOLE_BLOCKS and wiring in WIRINGS:
+        return f"model {name!r}: {mixer} is a block with a wiring of its own; use {mixer}-{size or 'tiny'}"
+    if dot and mixer in MIXERS and wiring in WIRINGS:
+        return f"model {name!r}: there is no size {size!r}; sizes are {', '.join(SIZES)}"
+    if dot:
+        return (
+            f"unknown model {name!r}: MIXER.WIRING-SIZE has mixers {', '.join(MIXERS)}; wirings {', '.join(WIRINGS)}; "
+            f"sizes {', '.join(SIZES)}"
+        )
+    known = [*MODELS, *entry_points(group="seqbench.models").names]
     near = difflib.get_close_matches(name, known, n=3) or known
-    raise ValueError(f"unknown model {name!r}; did you mean {', '.join(near)}? `seqbench list models` shows all")
+    return f"unknown model {name!r}; did you mean {', '.join(near)}? `seqbench list models` shows all"
 
 
 def _factory_from_file(spec: str) -> Factory:
@@ -77,16 +93,14 @@ def _factory_from_file(spec: str) -> Factory:
 
 def build_model(
     name: str, *, vocab_size: int, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> SequenceModel:
+) -> Model:
     """A freshly initialised model. The same seed gives the same weights on every device."""
     model = find_factory(name)(vocab_size=vocab_size)
     model.init_weights(torch.Generator().manual_seed(seed))
     return model.to(device).cast(dtype)
 
 
-def build_fake_model(
-    name: str, *, vocab_size: int, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> SequenceModel:
+def build_fake_model(name: str, *, vocab_size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
     """The same shapes without data, for use inside a ``FakeTensorMode``; nothing is initialised there."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks.evaluation.lm_harness import Instance, TemplateLM, get_rolling_token_windows, make_disjoint_window
 from harness import TrialFailure
-from models import SequenceModel
+from models import Model
 from tasks import TaskError
 
 BYTE_VOCAB = 256
@@ -47,7 +47,7 @@ class Counts:
 
 
 class ByteLM(TemplateLM):
-    """Log-likelihoods and greedy generation of a :class:`SequenceModel` over bytes.
+    """Log-likelihoods and greedy generation of a :class:`Model` over bytes.
 
     Results do not depend on the batch size or on the order of the requests, but for rounding: models
     are causal, so that padding on the right changes nothing to its left.
@@ -60,7 +60,7 @@ class ByteLM(TemplateLM):
 
     def __init__(
         self,
-        model: SequenceModel,
+        model: Model,
         *,
         batch_size: int = 16,
         max_length: int = MAX_LENGTH,
@@ -73,7 +73,7 @@ class ByteLM(TemplateLM):
             raise TaskError(f"batch size {batch_size} and max length {max_length} must be at least 1 and 2")
         self.model = model.eval()
         self.batch_size, self.max_length = batch_size, max_length
-        self._device = model.lm_head.weight.device
+        self._device = next(model.lm_head.parameters()).device
         self._on_progress = on_progress
         self._counts = Counts()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluation.adapter import BYTE_VOCAB
-from models import SequenceModel, find_factory
+from models import Model, find_factory
 from models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, load_checkpoint
 from tasks.cache import file_sha256
 
@@ -24,7 +24,7 @@ class Checkpoint:
     sha256: str
     """Of the weights' file."""
 
-    def load(self, device: str) -> SequenceModel:
+    def load(self, device: str) -> Model:
         """The model, in evaluation mode. Raises :class:`CheckpointError` for unfitting weights."""
         return load_checkpoint(self.folder, device=device)[0]
 

@@ -26,7 +26,7 @@ from harness.environment import fingerprint
 from harness.memory import host_peak
 from harness.outcomes import is_out_of_memory
 from harness.records import Record, RecordWriter, read_records, write_environment
-from models import SequenceModel
+from models import Model
 from models.ops import scan_kernel
 from models.ops.context import observing
 from tasks import Provenance, TaskError
@@ -206,7 +206,7 @@ def _gold(task: ConfigurableTask, sample: Mapping[str, Any]) -> int:
 
 
 @torch.no_grad()
-def _backend(model: SequenceModel, device: torch.device) -> dict[str, Any]:
+def _backend(model: Model, device: torch.device) -> dict[str, Any]:
     """The kernels that run, seen on a short input."""
     with observing() as kernels:
         model(torch.zeros(1, 64, dtype=torch.int64, device=device))

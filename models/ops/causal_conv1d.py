@@ -1,4 +1,4 @@
-"""Short depthwise causal convolution followed by SiLU, as in every Mamba block.
+"""Short depthwise causal convolution, as in every Mamba block.
 
 Shape suffixes: B batch, L sequence length, E channels, W width of the convolution.
 """
@@ -9,8 +9,8 @@ from torch import Tensor
 from models.ops.context import observe
 
 
-def causal_conv1d_silu(x_BLE: Tensor, weight_E1W: Tensor, bias_E: Tensor) -> Tensor:
-    """``silu(conv(x))`` where position t sees t - W + 1 … t: ``(B, L, E)``.
+def causal_conv1d(x_BLE: Tensor, weight_E1W: Tensor, bias_E: Tensor) -> Tensor:
+    """Position t sees t - W + 1 … t: ``(B, L, E)``.
 
     Written as W shifted multiply-adds in our layout. On one CPU thread it is neither faster nor slower
     than PyTorch's grouped convolution between transpositions (0.4 against 0.3 ms at 1K positions of 128
@@ -24,4 +24,9 @@ def causal_conv1d_silu(x_BLE: Tensor, weight_E1W: Tensor, bias_E: Tensor) -> Ten
     for w in range(1, width):
         y_BLE = y_BLE.addcmul(padded[:, w : w + L], weight_WE[w])
     observe("causal_conv1d", "torch", forward_flops=2.0 * B * L * E * width, backward_flops=4.0 * B * L * E * width)
-    return F.silu(y_BLE)
+    return y_BLE
+
+
+def causal_conv1d_silu(x_BLE: Tensor, weight_E1W: Tensor, bias_E: Tensor) -> Tensor:
+    """``silu(conv(x))``; see :func:`causal_conv1d`."""
+    return F.silu(causal_conv1d(x_BLE, weight_E1W, bias_E))

@@ -78,7 +78,9 @@ def chunk_len(seq_len: int) -> int:
 
 
 def ssm_kernel(coefficients_DN: Tensor, log_decay_DN: Tensor, seq_len: int) -> Tensor:
-    """``K[t] = 2 Re sum_n coefficients[n] exp(t * log_decay[n])`` for t < seq_len: ``(D, L)`` real.
+    """``K[t] = sum_n coefficients[n] exp(t * log_decay[n])`` for t < seq_len: ``(D, L)`` real.
+
+    Complex modes stand for conjugate pairs: twice the real part of the sum.
 
     The powers are split as w^(c T + t) = w^(c T) w^t, so that memory grows as D (L + N sqrt(L))
     and not as D N L; the sum over modes is one batched matrix product.
@@ -89,6 +91,8 @@ def ssm_kernel(coefficients_DN: Tensor, log_decay_DN: Tensor, seq_len: int) -> T
     within_T = torch.arange(T, device=log_decay_DN.device, dtype=log_decay_DN.real.dtype)
     outer_DCN = coefficients_DN[:, None] * torch.exp(starts_C[:, None] * log_decay_DN[:, None])
     inner_DNT = torch.exp(log_decay_DN[..., None] * within_T)
+    if not log_decay_DN.is_complex():
+        return torch.bmm(outer_DCN, inner_DNT).flatten(1)[:, :seq_len]
     # 2 Re(u v) = 2 (Re u Re v - Im u Im v): one real product of twice the depth.
     left_DC2N = torch.cat([outer_DCN.real, -outer_DCN.imag], dim=-1)
     right_D2NT = torch.cat([inner_DNT.real, inner_DNT.imag], dim=-2)

@@ -1,4 +1,6 @@
-// Selective scan on a CPU: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,  y_t = sum_n C_t[n] h_t[n].
+// Selective scan on a CPU: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,  y_t = sum_n C_t[n] h_t[n], or, weighted,
+// y_t = sum_n C_t[n] weight[n] h_t[n] with a weight for every channel and state. Whether there are weights is a
+// template argument: scans without them run the code that they would run if there were no weights at all.
 //
 // Lanes are channels: one vector holds state n of W neighbouring channels, so that the recurrence needs
 // no horizontal sums and B and C are broadcasts. Time is cut into chunks; within a chunk all channel
@@ -122,9 +124,9 @@ constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.693147180559945309417
 struct ScanArgs {
   int64_t batch, len, channels, states, chunk, splits, threads, segment_chunks, scratch_size, keep_states;
   int64_t x_b, x_t, dt_b, dt_t, B_b, B_t, C_b, C_t, gy_b, gy_t;  // strides of batch and time, in elements
-  const void *x, *dt, *A, *B, *C, *h0, *gy, *gh_last;            // h0 and gh_last may be null
-  void *y, *h_last, *A_blocked, *boundary, *scratch;
-  void *dx, *ddt, *dA, *dB, *dC, *dh0, *gh_blocked, *dA_blocked, *partial;
+  const void *x, *dt, *A, *B, *C, *h0, *weight, *gy, *gh_last;   // h0, weight and gh_last may be null
+  void *y, *h_last, *A_blocked, *weight_blocked, *boundary, *scratch;
+  void *dx, *ddt, *dA, *dB, *dC, *dh0, *dweight, *gh_blocked, *dA_blocked, *dweight_blocked, *partial;
 };
 
 namespace {
@@ -169,9 +171,9 @@ void unpack(const T* buffer, int64_t full, T* to, int64_t stride, int64_t steps,
 }
 
 // NB states of one channel block over one chunk, the states in registers.
-template <class T, int NB>
+template <class T, bool kWeighted, int NB>
 void forward_states(int64_t steps, Rows<T> x, Rows<T> dt, const T* B, int64_t B_t, const T* C, int64_t C_t, const T* A,
-                    const T* h_in, T* h_out, T* y, int64_t y_t, bool first) {
+                    const T* weight, const T* h_in, T* h_out, T* y, int64_t y_t, bool first) {
   constexpr int64_t W = Simd<T>::W;
   Vec<T> h[NB];
   for (int n = 0; n < NB; ++n) h[n] = load(h_in + n * W);
@@ -184,20 +186,22 @@ void forward_states(int64_t steps, Rows<T> x, Rows<T> dt, const T* B, int64_t B_
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n) {
       h[n] = exp2v(Vec<T>(dt_v * load(A + n * W))) * h[n] + u * B[t * B_t + n];
-      sum[n % 2] += h[n] * C[t * C_t + n];
+      if constexpr (kWeighted) sum[n % 2] += h[n] * Vec<T>(load(weight + n * W) * C[t * C_t + n]);
+      else sum[n % 2] += h[n] * C[t * C_t + n];
     }
     store(y + t * y_t, Vec<T>(sum[0] + sum[1]));
   }
   for (int n = 0; n < NB; ++n) store(h_out + n * W, h[n]);
 }
 
-template <class T>
+template <class T, bool kWeighted>
 void forward(const ScanArgs& a) {
   constexpr int64_t W = Simd<T>::W;
   const int64_t N = a.states, blocks = num_blocks(a, W), plane = padded(a) * N;
   const int64_t chunks = (a.len + a.chunk - 1) / a.chunk, kept = a.keep_states ? chunks + 1 : 1;
-  T* A = (T*)a.A_blocked;
+  T *A = (T*)a.A_blocked, *weights = (T*)a.weight_blocked;
   to_blocked<T>(a, (const T*)a.A, A, 0, blocks, T(kLog2e));
+  if (kWeighted) to_blocked<T>(a, (const T*)a.weight, weights, 0, blocks, T(1));
 #pragma omp parallel for num_threads(a.threads) if (a.threads > 1) schedule(static)
   for (int64_t item = 0; item < a.batch * a.splits; ++item) {
     FlushDenormals mode;
@@ -222,13 +226,14 @@ void forward(const ScanArgs& a) {
         for (int64_t n = 0; n < N;) {
           const int64_t at = (k * N + n) * W;
           auto run = [&](auto kernel, int64_t count) {
-            kernel(steps, x, dt, B + n, a.B_t, C + n, a.C_t, A + at, states + at, next + at, y, y_t, n == 0);
+            const T* weight = kWeighted ? weights + at : nullptr;
+            kernel(steps, x, dt, B + n, a.B_t, C + n, a.C_t, A + at, weight, states + at, next + at, y, y_t, n == 0);
             n += count;
           };
-          if (N - n >= kMaxStates) run(forward_states<T, kMaxStates>, kMaxStates);
-          else if (N - n >= 8) run(forward_states<T, 8>, 8);
-          else if (N - n >= 4) run(forward_states<T, 4>, 4);
-          else run(forward_states<T, 1>, 1);
+          if (N - n >= kMaxStates) run(forward_states<T, kWeighted, kMaxStates>, kMaxStates);
+          else if (N - n >= 8) run(forward_states<T, kWeighted, 8>, 8);
+          else if (N - n >= 4) run(forward_states<T, kWeighted, 4>, 4);
+          else run(forward_states<T, kWeighted, 1>, 1);
         }
         if (width < W) unpack(y, W, out, a.channels, steps, width);
       }
@@ -239,7 +244,7 @@ void forward(const ScanArgs& a) {
 }
 
 // The backward of K channel blocks over one chunk. Histories are (time, state of the group, K, W).
-template <class T, int K>
+template <class T, bool kWeighted, int K>
 struct Tile {
   static constexpr int64_t W = Simd<T>::W, R = K * W;
   int64_t steps, N, n0, count;
@@ -247,8 +252,8 @@ struct Tile {
   Rows<T> x, dt, gy;
   const T *B, *C;
   int64_t B_t, C_t;
-  const T *A, *h_start;  // blocked, at the tile's first block
-  T *gh, *dA;            // blocked, likewise
+  const T *A, *weight, *h_start;  // blocked, at the tile's first block
+  T *gh, *dA, *dweight;           // blocked, likewise
   T *h, *decay, *u, *gu, *gw, *B_lanes, *C_lanes;
   T *dx, *ddt;
   int64_t out_t;
@@ -298,10 +303,21 @@ struct Tile {
       for (int k = 0; k < K; ++k) {
         Vec<T> g = load(gh + at(n, k)), dA_v = load(dA + at(n, k));
         const Vec<T> A_v = load(A + at(n, k));
+        Vec<T> weight_v, dweight_v;
+        if constexpr (kWeighted) weight_v = load(weight + at(n, k)), dweight_v = load(dweight + at(n, k));
         for (int j = 0; j < U; ++j) {
           const int64_t i = ((t - j) * count + n) * R + k * W;
-          g += gy_v[j][k] * C[(t - j) * C_t + n0 + n];
-          C_sum[j] += gy_v[j][k] * load(h + i + count * R);
+          const T C_n = C[(t - j) * C_t + n0 + n];
+          const Vec<T> h_v = load(h + i + count * R);
+          if constexpr (kWeighted) {
+            const Vec<T> read = gy_v[j][k] * h_v;
+            g += gy_v[j][k] * C_n * weight_v;
+            C_sum[j] += read * weight_v;
+            dweight_v += read * C_n;
+          } else {
+            g += gy_v[j][k] * C_n;
+            C_sum[j] += gy_v[j][k] * h_v;
+          }
           gu_v[j][k] += g * B[(t - j) * B_t + n0 + n];
           B_sum[j] += g * u_v[j][k];
           g *= load(decay + i);
@@ -311,6 +327,7 @@ struct Tile {
         }
         store(gh + at(n, k), g);
         store(dA + at(n, k), dA_v);
+        if constexpr (kWeighted) store(dweight + at(n, k), dweight_v);
       }
       for (int j = 0; j < U; ++j) {
         store(B_lanes + ((t - j) * N + n0 + n) * W, B_sum[j]);
@@ -345,12 +362,12 @@ struct Tile {
 
 // Scratch of a thread, in elements, T = chunk, R = kTile * W: h (T+1, 16, R), decay (T, 16, R), B and C lanes
 // (T, N, W) each, and eight (T, R) arrays.
-template <class T, int K>
+template <class T, bool kWeighted, int K>
 void backward_tile(const ScanArgs& a, int64_t b, int64_t c, int64_t k, T* scratch) {
   constexpr int64_t W = Simd<T>::W, R = K * W, full = kTile * W;
   const int64_t N = a.states, t0 = c * a.chunk, steps = smaller(a.chunk, a.len - t0), plane = padded(a) * N;
   const int64_t chunks = (a.len + a.chunk - 1) / a.chunk, d = k * W, width = smaller(R, a.channels - d), at = d * N;
-  Tile<T, K> tile;
+  Tile<T, kWeighted, K> tile;
   tile.steps = steps, tile.N = N;
   tile.B_lanes = scratch, tile.C_lanes = scratch + a.chunk * N * W;
   tile.h = scratch + 2 * a.chunk * N * W, tile.decay = tile.h + (a.chunk + 1) * kGroup * full;
@@ -365,6 +382,8 @@ void backward_tile(const ScanArgs& a, int64_t b, int64_t c, int64_t k, T* scratc
   tile.A = (const T*)a.A_blocked + at;
   tile.h_start = (const T*)a.boundary + (b * (chunks + 1) + c) * plane + at;
   tile.gh = (T*)a.gh_blocked + b * plane + at, tile.dA = (T*)a.dA_blocked + b * plane + at;
+  tile.weight = kWeighted ? (const T*)a.weight_blocked + at : nullptr;
+  tile.dweight = kWeighted ? (T*)a.dweight_blocked + b * plane + at : nullptr;
   T *dx = (T*)a.dx + (b * a.len + t0) * a.channels + d, *ddt = (T*)a.ddt + (b * a.len + t0) * a.channels + d;
   const bool whole = width == R;
   tile.dx = whole ? dx : rest + 6 * array, tile.ddt = whole ? ddt : rest + 7 * array;
@@ -391,7 +410,16 @@ void sum_lanes(T* lanes, int64_t count, T* out) {
   }
 }
 
+// Adds up what the sequences of a batch gave, and unblocks it.
 template <class T>
+void sum_batch(const ScanArgs& a, T* blocked, T* to) {
+  const int64_t plane = padded(a) * a.states;
+  for (int64_t b = 1; b < a.batch; ++b)
+    for (int64_t i = 0; i < plane; ++i) blocked[i] += blocked[b * plane + i];
+  from_blocked<T>(a, blocked, to, 0, num_blocks(a, Simd<T>::W));
+}
+
+template <class T, bool kWeighted>
 void backward(const ScanArgs& a) {
   constexpr int64_t W = Simd<T>::W;
   const int64_t N = a.states, blocks = num_blocks(a, W), plane = padded(a) * N, states = a.channels * N;
@@ -400,6 +428,7 @@ void backward(const ScanArgs& a) {
   T *dB = (T*)a.dB, *dC = (T*)a.dC, *B_partial = (T*)a.partial;
   T* C_partial = B_partial + a.batch * a.splits * segment_len * N;
   to_blocked<T>(a, (const T*)a.A, (T*)a.A_blocked, 0, blocks, T(kLog2e));
+  if (kWeighted) to_blocked<T>(a, (const T*)a.weight, (T*)a.weight_blocked, 0, blocks, T(1));
   // Threads that share a sequence meet after each segment to add up dB and dC: their partial sums stay small.
   for (int64_t segment = segments - 1; segment >= 0; --segment) {
     const int64_t c0 = segment * a.segment_chunks, c1 = smaller(c0 + a.segment_chunks, chunks), start = c0 * a.chunk;
@@ -413,13 +442,14 @@ void backward(const ScanArgs& a) {
       if (segment == segments - 1) {
         to_blocked<T>(a, a.gh_last ? (const T*)a.gh_last + b * states : nullptr, gh, k0, k1, T(1));
         to_blocked<T>(a, nullptr, dA, k0, k1, T(1));
+        if (kWeighted) to_blocked<T>(a, nullptr, (T*)a.dweight_blocked + b * plane, k0, k1, T(1));
       }
       for (int64_t c = c1 - 1; c >= c0; --c) {
         const int64_t t0 = c * a.chunk, steps = smaller(a.chunk, a.len - t0);
         std::memset(scratch, 0, sizeof(T) * 2 * a.chunk * N * W);
         int64_t k = k0;
-        for (; k + kTile <= k1; k += kTile) backward_tile<T, kTile>(a, b, c, k, scratch);
-        for (; k < k1; ++k) backward_tile<T, 1>(a, b, c, k, scratch);
+        for (; k + kTile <= k1; k += kTile) backward_tile<T, kWeighted, kTile>(a, b, c, k, scratch);
+        for (; k < k1; ++k) backward_tile<T, kWeighted, 1>(a, b, c, k, scratch);
         const bool alone = a.splits == 1;
         const int64_t row = alone ? b * a.len + t0 : item * segment_len + t0 - start;
         sum_lanes(scratch, steps * N, (alone ? dB : B_partial) + row * N);
@@ -442,17 +472,20 @@ void backward(const ScanArgs& a) {
       }
     }
   }
-  T* dA = (T*)a.dA_blocked;
-  for (int64_t b = 1; b < a.batch; ++b)
-    for (int64_t i = 0; i < plane; ++i) dA[i] += dA[b * plane + i];
-  from_blocked<T>(a, dA, (T*)a.dA, 0, blocks);
+  sum_batch<T>(a, (T*)a.dA_blocked, (T*)a.dA);
+  if (kWeighted) sum_batch<T>(a, (T*)a.dweight_blocked, (T*)a.dweight);
 }
 
 }  // namespace
 
 extern "C" {
-void scan_forward_float32(const ScanArgs* a) { forward<float>(*a); }
-void scan_forward_float64(const ScanArgs* a) { forward<double>(*a); }
-void scan_backward_float32(const ScanArgs* a) { backward<float>(*a); }
-void scan_backward_float64(const ScanArgs* a) { backward<double>(*a); }
+#define SCAN(direction, type, suffix)                      \
+  void scan_##direction##_##suffix(const ScanArgs* a) {    \
+    if (a->weight) direction<type, true>(*a);              \
+    else direction<type, false>(*a);                       \
+  }
+SCAN(forward, float, float32)
+SCAN(forward, double, float64)
+SCAN(backward, float, float32)
+SCAN(backward, double, float64)
 }

@@ -4,9 +4,11 @@
 of the sequence at a time, so that (B, L, D, N) never exists; within a segment a work-efficient scan of radix
 8 whose every operation covers the segment; states at segment starts are kept and the rest recomputed in the
 backward. Both take a complex A (S4D's, Mamba-3's) with real or complex B and C; y is then the plain complex
-sum over n: whoever stores half of conjugate pairs takes twice the real part himself.
+sum over n: whoever stores half of conjugate pairs takes twice the real part himself. With W (D, N) it is
+``y_t[d] = sum_n C_t[n] W[d, n] h_t[d, n]``.
 """
 
+import functools
 import itertools
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.ops.context import is_fake
+from models.ops.context import is_fake, stands_for
 
 RADIX = 8
 SEGMENT_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
@@ -23,7 +25,13 @@ MIN_SEGMENT = RADIX**2
 
 
 def sequential_scan(
-    x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, h0_BDN: Tensor | None
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    h0_BDN: Tensor | None,
+    W_DN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step after the other. O(L D N) memory under autograd: for tests and short sequences."""
     h_BDN = A_DN.new_zeros(x_BLD.shape[0], *A_DN.shape) if h0_BDN is None else h0_BDN
@@ -31,18 +39,26 @@ def sequential_scan(
     # unbind: indexing would make the backward quadratic.
     for x_BD, dt_BD, B_BN, C_BN in zip(*(s.unbind(1) for s in (x_BLD, dt_BLD, B_BLN, C_BLN)), strict=True):
         h_BDN = torch.exp(dt_BD[..., None] * A_DN) * h_BDN + (dt_BD * x_BD)[..., None] * B_BN[:, None]
-        ys.append((h_BDN * C_BN[:, None]).sum(-1))
+        read_BDN = C_BN[:, None] if W_DN is None else C_BN[:, None] * W_DN
+        ys.append((h_BDN * read_BDN).sum(-1))
     return torch.stack(ys, 1), h_BDN
 
 
 def chunked_scan(
-    x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, h0_BDN: Tensor | None
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    h0_BDN: Tensor | None,
+    W_DN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same, differentiable once, in O(L D) memory."""
     if h0_BDN is None:
-        dtype = torch.promote_types(torch.promote_types(A_DN.dtype, B_BLN.dtype), C_BLN.dtype)
+        dtypes = [t.dtype for t in (A_DN, B_BLN, C_BLN, W_DN) if t is not None]
+        dtype = functools.reduce(torch.promote_types, dtypes)
         h0_BDN = torch.zeros(x_BLD.shape[0], *A_DN.shape, dtype=dtype, device=A_DN.device)
-    return _ChunkedScan.apply(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, h0_BDN)
+    return _ChunkedScan.apply(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, h0_BDN, W_DN)
 
 
 def _scan_(a_BSR: Tensor, b_BSR: Tensor, h_BR: Tensor, *, reverse: bool = False) -> None:
@@ -76,7 +92,9 @@ class _ChunkedScan(torch.autograd.Function):
     """States lie as (B, S, N, D), flattened to R = N D: channels innermost, so that sums over N are vectorised."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, W: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         A_ND = A.T.to(h0.dtype).contiguous()
         h_BR = h0.transpose(1, 2).flatten(1)
         y_BLD = torch.empty(x.shape, dtype=h0.dtype, device=x.device)
@@ -86,29 +104,41 @@ class _ChunkedScan(torch.autograd.Function):
         starts_sBR[0] = h_BR
         # Segments are alike: without data, one shows the memory of all.
         for i, part in enumerate(segments[:1] if is_fake(x) else segments):
-            _, h_BSND = _states(x[:, part], dt[:, part], A_ND, B[:, part], starts_sBR[i])
+            h_BSND = _states(x[:, part], dt[:, part], A_ND, B[:, part], starts_sBR[i])[1]
             starts_sBR[i + 1] = _rows(h_BSND)[:, -1]
+            if W is not None:
+                h_BSND.mul_(W.T)
             torch.sum(h_BSND.mul_(C[:, part, :, None]), 2, out=y_BLD[:, part])
-        ctx.save_for_backward(x, dt, A, B, C, starts_sBR)
+            del h_BSND  # or it would lie beside the next segment's
+        ctx.save_for_backward(x, dt, A, B, C, W, starts_sBR)
         return y_BLD, starts_sBR[-1].unflatten(1, A_ND.shape).transpose(1, 2).contiguous()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gy: Tensor, gh_last: Tensor) -> tuple[Tensor, ...]:
-        x, dt, A, B, C, starts_sBR = ctx.saved_tensors
+    def backward(ctx: Any, gy: Tensor, gh_last: Tensor) -> tuple[Tensor | None, ...]:
+        x, dt, A, B, C, W, starts_sBR = ctx.saved_tensors
         wide = gy.dtype
         A_ND = A.T.to(wide).contiguous()
+        W_ND = None if W is None else W.T.to(wide).conj().contiguous()
         dx, ddt, dB, dC = (torch.empty(s.shape, dtype=s.dtype, device=s.device) for s in (x, dt, B, C))
-        dA_ND = torch.zeros_like(A_ND)
+        dA_ND, dW_ND = torch.zeros_like(A_ND), torch.zeros_like(A_ND)
         g_BR = gh_last.transpose(1, 2).flatten(1)
         segments = list(enumerate(_segments(x, A)))
         for i, part in segments[:1] if is_fake(x) else reversed(segments):
             x_BSD, dt_BSD, B_BSN, gy_BSD = (x[:, part], dt[:, part], B[:, part], gy[:, part])
             a_BSND, h_BSND = _states(x_BSD, dt_BSD, A_ND, B_BSN, starts_sBR[i], keep_decay=True)
             a_BSND = a_BSND.conj()
-            _narrow(dC[:, part], (h_BSND.conj() * gy_BSD[:, :, None]).sum(-1))
+            C_BSN1 = C[:, part, :, None].conj()
+            read_BSND = h_BSND.conj() * gy_BSD[:, :, None]
+            if W_ND is not None:
+                dW_ND += (read_BSND * C_BSN1).sum((0, 1))
+                read_BSND *= W_ND
+            _narrow(dC[:, part], read_BSND.sum(-1))
+            del read_BSND
             # dL/dh_t: what y_t gives, and what h_{t+1} hands down.
-            g_BSND = _outer(gy_BSD, C[:, part, :, None].conj(), wide)
+            g_BSND = _outer(gy_BSD, C_BSN1, wide)
+            if W_ND is not None:
+                g_BSND *= W_ND
             decay_BSND = torch.ones_like(g_BSND)
             decay_BSND[:, :-1] = a_BSND[:, 1:]
             _scan_(_rows(decay_BSND), _rows(g_BSND), g_BR, reverse=True)
@@ -123,14 +153,17 @@ class _ChunkedScan(torch.autograd.Function):
             _narrow(dx[:, part], gu_BSD * dt_BSD)
             _narrow(ddt[:, part], (w_BSND * A_ND.conj()).sum(2) + gu_BSD * x_BSD.conj())
             dA_ND += w_BSND.mul_(dt_BSD[:, :, None]).sum((0, 1))
-        dA = torch.empty_like(A)
+            del a_BSND, h_BSND, g_BSND, w_BSND, gu_BSD  # as in the forward
+        dA, dW = torch.empty_like(A), None if W is None else torch.empty_like(W)
         _narrow(dA, dA_ND.T)
-        return (dx, ddt, dA, dB, dC, g_BR.unflatten(1, A_ND.shape).transpose(1, 2).contiguous())
+        if dW is not None:
+            _narrow(dW, dW_ND.T)
+        return (dx, ddt, dA, dB, dC, g_BR.unflatten(1, A_ND.shape).transpose(1, 2).contiguous(), dW)
 
 
 def _segments(x_BLD: Tensor, A_DN: Tensor) -> list[slice]:
     B, L, _ = x_BLD.shape
-    budget = SEGMENT_ELEMENTS.get(x_BLD.device.type, SEGMENT_ELEMENTS["cpu"])
+    budget = SEGMENT_ELEMENTS.get(stands_for(x_BLD), SEGMENT_ELEMENTS["cpu"])
     size = max(MIN_SEGMENT, budget // (B * A_DN.numel()))
     return [slice(i, min(i + size, L)) for i in range(0, L, size)]
 
@@ -149,7 +182,8 @@ def _outer(left_BSD: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Their product as (B, S, N, D), contiguous whatever the strides of the two: it is scanned in place."""
     B, S, D = left_BSD.shape
     product_BSND = torch.empty(B, S, right.shape[-2], D, dtype=dtype, device=left_BSD.device)
-    return torch.mul(left_BSD[:, :, None], right, out=product_BSND)
+    # Cast here and not inside mul, where no prediction of memory would see it.
+    return torch.mul(left_BSD.to(dtype)[:, :, None], right, out=product_BSND)
 
 
 def _rows(states_BSND: Tensor) -> Tensor:

@@ -275,8 +275,10 @@ def test_a_loss_that_is_not_finite_is_a_typed_error(seqbench, tmp_path):
 
 def test_a_model_of_ones_own_from_a_file(seqbench, small_suite, tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from models.s4d import s4d\n\n\ndef build(vocab_size):\n"
-        "    return s4d(vocab_size=vocab_size, d_model=16, num_layers=1, d_mlp=16)\n"
+        "from models.model import SequenceModel\nfrom models.s4d import S4D\nfrom models.wirings import Plain\n\n\n"
+        "def build(vocab_size):\n"
+        "    mixers = [Plain(16, S4D(16))]\n"
+        "    return SequenceModel(vocab_size=vocab_size, d_model=16, mixers=mixers, d_mlp=16)\n"
     )
     out = tmp_path / "out"
     result = seqbench(
@@ -290,12 +292,12 @@ def test_a_model_of_ones_own_from_a_file(seqbench, small_suite, tmp_path):
 
 def test_a_kernel_that_computes_wrongly_gets_no_speed(seqbench, small_suite, tmp_path):
     (tmp_path / "wrong.py").write_text(
-        "import models.transformer as t\nfrom models.ops.context import observe, relative_error\n\n\n"
-        "def broken(q, k, v):\n    out = t_attention(q, k, v)\n"
-        "    observe('attention', 'broken', check=lambda: relative_error(out * 1.1, out))\n    return out\n\n\n"
-        "t_attention = t.causal_attention\n\n\n"
-        "def build(vocab_size):\n    t.causal_attention = broken\n"
-        "    return t.transformer(vocab_size=vocab_size, d_model=16, num_layers=1, num_heads=2, d_mlp=16)\n"
+        "from models.model import SequenceModel\nfrom models.lstm import LSTM\n"
+        "from models.ops.context import observe, relative_error\n\n\n"
+        "class Broken(LSTM):\n    def forward(self, x):\n        out = super().forward(x)\n"
+        "        observe('lstm', 'broken', check=lambda: relative_error(out * 1.1, out))\n        return out\n\n\n"
+        "def build(vocab_size):\n"
+        "    return SequenceModel(vocab_size=vocab_size, d_model=16, mixers=[Broken(16)])\n"
     )
     suite = tmp_path / "model.yaml"
     suite.write_text(

@@ -15,7 +15,7 @@ from models.ops import scan_kernel
 from models.ops.context import observing
 from models.ops.selective_scan import available_backends, force_backend, selective_scan
 
-NAMES = ("x", "dt", "A", "B", "C", "h0")
+NAMES = ("x", "dt", "A", "B", "C", "h0", "W")
 FAST = [name for name in ("kernel", "chunked") if not available_backends("cpu")[name]]
 SHAPES = [  # B, L, D, N
     (1, 1, 1, 1),
@@ -50,9 +50,15 @@ def inputs(B: int, L: int, D: int, N: int, dtype: torch.dtype = torch.float64, s
     return [t.to(dtype) for t in tensors]
 
 
+def weighted_inputs(B: int, L: int, D: int, N: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """The same and weights W of the read-out."""
+    W = torch.randn(D, N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return [*inputs(B, L, D, N, dtype), W.to(dtype)]
+
+
 def scan(tensors: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
-    x, dt, A, B, C, h0 = tensors
-    return selective_scan(x, dt, A, B, C, h0_BDN=h0, backend=backend)
+    x, dt, A, B, C, h0, *W = tensors
+    return selective_scan(x, dt, A, B, C, h0_BDN=h0, W_DN=W[0] if W else None, backend=backend)
 
 
 def with_gradients(tensors: list[Tensor], backend: str) -> dict[str, Tensor]:
@@ -61,7 +67,7 @@ def with_gradients(tensors: list[Tensor], backend: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in (y, h)]
     gradients = torch.autograd.grad([y, h], leaves, weights)
-    return {"y": y.detach(), "h": h.detach()} | dict(zip(NAMES, gradients, strict=True))
+    return {"y": y.detach(), "h": h.detach()} | dict(zip(NAMES[: len(leaves)], gradients, strict=True))
 
 
 def assert_agree(actual: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
@@ -85,6 +91,52 @@ def test_outputs_and_gradients_agree_with_the_recurrence(backend, shape, dtype, 
 def test_gradcheck(backend):
     leaves = [t.requires_grad_() for t in inputs(2, 3, 2, 2)]
     assert torch.autograd.gradcheck(lambda *t: scan(list(t), backend), leaves)
+
+
+@pytest.mark.parametrize("B_and_C_constant", [(True, False), (False, True), (True, True)], ids=str)
+def test_weights_stand_for_factors_of_B_and_C_that_differ_by_channel(B_and_C_constant):
+    x, dt, A, B, C, _ = inputs(2, 20, 5, 3)
+    P, Q = (torch.randn(5, 3, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (3, 4))
+    B, C = (torch.ones_like(t) if constant else t for t, constant in zip((B, C), B_and_C_constant, strict=True))
+    h, ys = torch.zeros(2, 5, 3, dtype=torch.float64), []
+    for t in range(20):
+        decay, entering = torch.exp(dt[:, t, :, None] * A), (dt * x)[:, t, :, None] * B[:, t, None] * P
+        h = decay * h + entering
+        ys.append((h * C[:, t, None] * Q).sum(-1))
+    y, _ = selective_scan(x, dt, A, B, C, W_DN=P * Q, backend="sequential")
+    torch.testing.assert_close(y, torch.stack(ys, 1))
+
+
+@every_backend
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
+def test_weighted_outputs_and_gradients_agree_with_the_recurrence(
+    backend, shape, threads, dtype, tolerance, monkeypatch
+):
+    monkeypatch.setattr(scan_kernel, "STATES_PER_THREAD", 1)
+    tensors = weighted_inputs(*shape, dtype=dtype)
+    wanted = with_gradients([t.double() for t in tensors], "sequential")
+    torch.set_num_threads(threads)
+    assert_agree(with_gradients(tensors, backend), wanted, tolerance)
+
+
+@pytest.mark.parametrize("backend", ["sequential", *FAST])
+@pytest.mark.parametrize("shape", [(2, 3, 3, 2), (1, 4, 17, 1), (2, 2, 5, 5)], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradcheck_with_weights(backend, shape, threads, monkeypatch):
+    monkeypatch.setattr(scan_kernel, "STATES_PER_THREAD", 1)
+    torch.set_num_threads(threads)
+    leaves = [t.requires_grad_() for t in weighted_inputs(*shape)]
+    assert torch.autograd.gradcheck(lambda *t: scan(list(t), backend), leaves)
+
+
+@every_backend
+def test_weights_of_one_change_nothing(backend):
+    tensors = inputs(2, 150, 33, 20, torch.float32)
+    plain, weighted = (with_gradients([*tensors, *W], backend) for W in ([], [torch.ones(33, 20)]))
+    assert torch.equal(weighted["y"], plain["y"])
+    assert_agree(weighted, plain, 1e-6)
 
 
 @every_backend
@@ -150,15 +202,15 @@ def test_slow_decays_and_growth(backend, A_value):
 
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("which", range(6), ids=NAMES)
+@pytest.mark.parametrize("which", range(7), ids=NAMES)
 def test_nan_comes_through(backend, dtype, which):
-    tensors = inputs(1, 100, 20, 3, dtype)
+    tensors = weighted_inputs(1, 100, 20, 3, dtype)
     # A payload in the low bits: arithmetic on the bits of a float would turn it into a number.
     bits, payload = (torch.int32, 0x7FC00001) if dtype == torch.float32 else (torch.int64, 0x7FF8000000000001)
     tensors[which].view(bits).view(-1)[0] = payload
     y, h = scan(tensors, backend)
     assert y[0, 0, 0].isnan()
-    if NAMES[which] != "C":
+    if NAMES[which] not in ("C", "W"):
         assert y[0, -1, 0].isnan() and h[0, 0].isnan().any()
     if NAMES[which] not in ("B", "C"):
         assert not y[0, :, 1:].isnan().any()
@@ -166,12 +218,12 @@ def test_nan_comes_through(backend, dtype, which):
 
 @every_backend
 def test_any_strides(backend):
-    tensors = inputs(2, 70, 17, 4)
+    tensors = weighted_inputs(2, 70, 17, 4)
     wanted = with_gradients(tensors, "sequential")
     wide = torch.stack([tensors[0], tensors[1]], 2).flatten(2)  # as a projection leaves them, side by side
     x, dt = wide[..., :17], wide[..., 17:]
-    B, C, A = (t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (tensors[3], tensors[4], tensors[2]))
-    leaves = [t.requires_grad_() for t in (x, dt, A, B, C, tensors[5])]
+    A, B, C, W = (tensors[i].transpose(-1, -2).contiguous().transpose(-1, -2) for i in (2, 3, 4, 6))
+    leaves = [t.requires_grad_() for t in (x, dt, A, B, C, tensors[5], W)]
     y, h = scan(leaves, backend)
     assert_agree({"y": y, "h": h}, {name: wanted[name] for name in ("y", "h")}, 1e-12)
     expanded = torch.autograd.grad(y.sum(), leaves)  # its gradient has strides 0
@@ -182,10 +234,11 @@ def test_any_strides(backend):
 
 @every_backend
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_same_again_and_with_two_threads(backend, batch, monkeypatch):
+@pytest.mark.parametrize("make", [inputs, weighted_inputs])
+def test_the_same_again_and_with_two_threads(backend, batch, make, monkeypatch):
     monkeypatch.setattr(scan_kernel, "STATES_PER_THREAD", 1)
     monkeypatch.setattr(scan_kernel, "PARTIAL_ELEMENTS", 1)  # the threads meet after every chunk
-    tensors = inputs(batch, 200, 130, 3)
+    tensors = make(batch, 200, 130, 3)
     once = with_gradients(tensors, backend)
     assert all(torch.equal(t, once[name]) for name, t in with_gradients(tensors, backend).items())
     torch.set_num_threads(2)
@@ -206,9 +259,16 @@ def test_half_precision_is_computed_in_float32(backend, dtype):
 
 
 @pytest.mark.parametrize("complex_BC", [False, True])
-def test_complex_A(complex_BC):
-    tensors = inputs(2, 150, 5, 3)
-    tensors[2] = torch.complex(tensors[2], torch.randn(5, 3, dtype=torch.float64) * 3)
+@pytest.mark.parametrize("W_factor", [None, 1, 1 - 1j])
+@pytest.mark.parametrize("complex_A", [False, True])
+def test_complex(complex_A, complex_BC, W_factor):
+    if not (complex_A or complex_BC or isinstance(W_factor, complex)):
+        pytest.skip("everything is real: other tests' case")
+    *tensors, W = weighted_inputs(2, 150, 5, 3)
+    if complex_A:
+        tensors[2] = torch.complex(tensors[2], 3 * torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3))
+    if W_factor is not None:
+        tensors.append(W * W_factor)
     tensors[5] = tensors[5] * (1 + 1j)
     if complex_BC:
         tensors[3], tensors[4] = tensors[3] * (1 - 2j), tensors[4] * (0.5 + 1j)
@@ -221,14 +281,16 @@ def test_complex_A(complex_BC):
 
 @every_backend
 @pytest.mark.parametrize("threads", [1, 2])
-def test_fake_tensors_have_the_same_shapes(backend, threads):
+@pytest.mark.parametrize("make", [inputs, weighted_inputs])
+def test_fake_tensors_have_the_same_shapes(backend, threads, make):
     torch.set_num_threads(threads)
-    real = with_gradients(inputs(2, 70, 17, 4, torch.float32), backend)
+    tensors = make(2, 70, 17, 4, torch.float32)
+    real = with_gradients(tensors, backend)
     with FakeTensorMode():
-        leaves = [torch.empty(s, requires_grad=True) for s in [(2, 70, 17)] * 2 + [(17, 4)] + [(2, 70, 4)] * 2]
-        leaves.append(torch.empty(2, 17, 4, requires_grad=True))
+        leaves = [torch.empty(t.shape, requires_grad=True) for t in tensors]
         y, h = scan(leaves, backend)
-        fake = {"y": y, "h": h} | dict(zip(NAMES, torch.autograd.grad([y.sum(), h.sum()], leaves), strict=True))
+        gradients = torch.autograd.grad([y.sum(), h.sum()], leaves)
+        fake = {"y": y, "h": h} | dict(zip(NAMES[: len(leaves)], gradients, strict=True))
     assert {k: (t.shape, t.dtype, t.stride()) for k, t in fake.items()} == {
         k: (t.shape, t.dtype, t.stride()) for k, t in real.items()
     }
@@ -245,6 +307,15 @@ def test_another_machines_backend_can_be_predicted():
     assert report.backends == {"selective_scan": "mamba-ssm"} and not report.errors
 
 
+def test_another_machines_backend_falls_back_as_it_would_there():
+    why = "it takes weights of the channels in place of B or C only, not beside them"
+    assert available_backends("cpu", weighted=True)["chunked"] == ""
+    with FakeTensorMode(), force_backend("mamba-ssm"), observing() as report:
+        x, dt, A, B, C, _, W = (torch.empty(t.shape) for t in weighted_inputs(2, 70, 6, 4))
+        selective_scan(x, dt, A, B, C, W_DN=W)
+    assert report.backends == {"selective_scan": f"chunked (no mamba-ssm: {why})"}
+
+
 @every_backend
 def test_what_is_reported(backend):
     x, dt, A, B, C, h0 = inputs(3, 300, 17, 4, torch.float32)
@@ -253,6 +324,10 @@ def test_what_is_reported(backend):
     assert report.backends == {"selective_scan": backend}
     assert report.forward_flops == 9 * 3 * 300 * 17 * 4
     assert 0 < report.errors["selective_scan"] < 1e-6
+    with observing(verify=True) as weighted:
+        selective_scan(x, dt, A, B, C, h0_BDN=h0, W_DN=2 * torch.ones(17, 4), backend=backend)
+    assert weighted.forward_flops == 10 * 3 * 300 * 17 * 4
+    assert 0 < weighted.errors["selective_scan"] < 1e-6
     x[-1, 100, 16] = float("nan")
     with observing(verify=True) as report:
         selective_scan(x, dt, A, B, C, h0_BDN=h0, backend=backend)
@@ -296,6 +371,7 @@ def test_two_processes_build_at_once_and_import_builds_nothing(tmp_path):
         ({"dt_BLD": torch.ones(1, 4, 2)}, r"dt has shape \(1, 4, 2\), x and A ask for \(1, 4, 3\)"),
         ({"x_BLD": torch.ones(1, 0, 3)}, "none of them empty"),
         ({"h0_BDN": torch.ones(3, 2)}, r"h0 has shape \(3, 2\)"),
+        ({"W_DN": torch.ones(2, 3)}, r"W has shape \(2, 3\), x and A ask for \(3, 2\)"),
         ({"A_DN": torch.ones(3, 2, dtype=torch.complex64), "backend": "kernel"}, "real tensors, not torch.complex64"),
     ],
     ids=str,

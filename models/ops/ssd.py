@@ -1,0 +1,519 @@
+"""The state space dual: a linear recurrence whose state decays by one number a head and step.
+
+``h_t = exp(log_decay_t) h_{t-1} + x_t B_t^T`` and ``y_t = h_t C_t`` (Dao & Gu, arXiv 2405.21060, section 6). Mamba-2
+is this with ``log_decay = dt A`` and x times dt; retention has a constant decay a head, linear attention none, and in
+both C, B and x are query, key and value.
+
+Shape suffixes: B batch, L time, H heads, P head width, N states, G groups (each shares its B and C among R = H / G
+heads), K chunks of a segment, Q steps of a chunk.
+
+==============  ==========================================================================================
+``mamba-ssm``   the released Triton kernels, where the package is installed; CUDA, log_decay <= 0
+``chunked``     PyTorch, any device and real dtype: matrix products within chunks, a recurrence between them
+``sequential``  the recurrence as written, for tests
+==============  ==========================================================================================
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from models.ops.context import is_fake, observe, relative_error, stands_for
+
+BACKENDS = ("mamba-ssm", "chunked", "sequential")
+
+CHUNK = {"mamba-ssm": 256, "chunked": 64}
+SEGMENT_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+"""What a segment of chunks may hold at once: about a CPU's cache, and enough to fill a GPU."""
+FORWARD_ELEMENTWISE, BACKWARD_ELEMENTWISE = 3.0, 8.0
+"""Passes over the Q x Q decays of a chunk that are no matrix products: difference, exp, product; again, and five."""
+
+LEAST_LOG_DECAY = {torch.float32: -110.0, torch.float64: -800.0}
+"""exp of it is 0: what decays faster is the same, and sums of such numbers keep their digits."""
+LEAST_DT = 1e-10
+"""mamba-ssm's x is ours divided by dt, which must not be 0; 2^20 such steps decay by 1e-4."""
+
+CHECKED_PIECE = 2**14  # tokens at a time, so that a check takes little memory
+
+
+def ssd(
+    x_BLHP: Tensor,
+    log_decay_BLH: Tensor | None,
+    B_BLGN: Tensor,
+    C_BLGN: Tensor,
+    *,
+    h0_BHPN: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Outputs and last state; differentiable once, in all tensors and through both results.
+
+    Args:
+        x_BLHP: inputs.
+        log_decay_BLH: logarithms of the decays, at most 0; of shape ``(H,)`` where they do not change, None for none.
+        B_BLGN, C_BLGN: what enters the state and what is read from it; G divides H.
+        h0_BHPN: state before the first step; zeros if not given.
+        backend: one of :data:`BACKENDS`, or ``auto``: mamba-ssm on CUDA where it runs, else chunked.
+
+    Returns:
+        ``y_BLHP`` in x's dtype and ``h_last_BHPN`` in the dtype computed in: float64 if an argument is, else float32.
+
+    Raises:
+        ValueError: shapes or devices that do not fit, or a backend that cannot run this.
+    """
+    _check(x_BLHP, log_decay_BLH, B_BLGN, C_BLGN, h0_BHPN)
+    given = [t for t in (x_BLHP, log_decay_BLH, B_BLGN, C_BLGN, h0_BHPN) if t is not None]
+    wide = functools.reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
+    name, note = _choose(backend, x_BLHP, wide)
+    arguments = (x_BLHP, log_decay_BLH, B_BLGN, C_BLGN, h0_BHPN)
+    if name == "mamba-ssm":
+        y_BLHP, h_last_BHPN = _mamba_ssm(*arguments)
+    elif name == "chunked":
+        y_BLHP, h_last_BHPN = _chunked(*arguments, wide)
+    else:
+        y_BLHP, h_last_BHPN = _sequential(*arguments, wide)
+    forward_flops, backward_flops = _unseen_flops(name, x_BLHP, log_decay_BLH, B_BLGN)
+    observe(
+        "ssd",
+        name + note,
+        forward_flops=forward_flops,
+        backward_flops=backward_flops,
+        check=None if is_fake(x_BLHP) else lambda: _slice_error(*arguments, y_BLHP),
+    )
+    return y_BLHP, h_last_BHPN
+
+
+def ssd_flops(
+    *,
+    seq_len: int,
+    heads: int,
+    head_dim: int,
+    d_state: int,
+    groups: int = 1,
+    chunk: int = CHUNK["chunked"],
+    trains_decay: bool = True,
+) -> tuple[float, float]:
+    """Forward and backward operations of the matrix products for one sequence.
+
+    A step costs ``2 Q N G`` for its scores ``C B^T``, ``2 Q P H`` for what they give, and ``2 P N H`` each for writing
+    the chunk's state and reading it; the whole square of a chunk is computed. The backward takes the first three times
+    (again, and for B and C), the second twice, the third six times (states again, their gradients, two each for dx, dB
+    and dC, and the decay's, if it has a gradient).
+    """
+    forward = backward = 0.0
+    for steps in (chunk,) * (seq_len // chunk) + ((seq_len % chunk,) if seq_len % chunk else ()):
+        scores, values = 2.0 * steps * d_state * groups, 2.0 * steps * head_dim * heads
+        states = 2.0 * head_dim * d_state * heads
+        forward += steps * (scores + values + 2 * states)
+        backward += steps * (3 * scores + 2 * values + (6 if trains_decay else 5) * states)
+    return forward, backward
+
+
+def available_backends(device: torch.device | str, dtype: torch.dtype = torch.float32) -> dict[str, str]:
+    """Each backend and why it cannot run there, or "" if it can."""
+    return {name: _unavailable(name, torch.device(device), dtype) for name in BACKENDS}
+
+
+def _choose(backend: str, x: Tensor, wide: torch.dtype) -> tuple[str, str]:
+    """The backend to run, and a note for the record where it is not the one meant for this device."""
+    fake = is_fake(x)
+    if backend == "auto":
+        # Without data it may be another machine's memory that is predicted, with tensors said to be on a CPU.
+        if not (stands_for(x) == "cuda" if fake else x.is_cuda):
+            return "chunked", ""
+        why = _unavailable("mamba-ssm", torch.device("cuda"), wide, fake=fake)
+        return ("chunked", f" (no mamba-ssm: {why})") if why else ("mamba-ssm", "")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
+    if why := _unavailable(backend, x.device, wide, fake=fake):
+        raise ValueError(f"backend {backend!r} cannot run here: {why}; use backend='auto' or 'chunked'")
+    return backend, ""
+
+
+def _unavailable(name: str, device: torch.device, wide: torch.dtype, *, fake: bool = False) -> str:
+    if name != "mamba-ssm":
+        return ""
+    if device.type != "cuda" and not fake:
+        return f"it is for CUDA tensors, these are on {device.type}"
+    if wide != torch.float32:
+        return f"it computes in float32, not {wide}"
+    return "" if fake else _mamba_ssm_missing()
+
+
+@functools.cache
+def _mamba_ssm_missing() -> str:
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined  # noqa: F401
+    except ImportError as error:
+        return f"mamba_ssm does not import ({error})"
+    return ""
+
+
+def _check(x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Tensor | None) -> None:
+    if x.ndim != 4 or B.ndim != 4 or 0 in x.shape or 0 in B.shape:
+        raise ValueError(f"x {tuple(x.shape)} must be (B, L, H, P) and B {tuple(B.shape)} (B, L, G, N), none empty")
+    (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
+    if heads % groups:
+        raise ValueError(f"{heads} heads of x do not split into the {groups} groups of B; change one of the two")
+    wanted: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("log_decay", log_decay, (heads,) if log_decay is not None and log_decay.ndim == 1 else (batch, length, heads)),
+        ("B", B, (batch, length, groups, states)),
+        ("C", C, (batch, length, groups, states)),
+        ("h0", h0, (batch, heads, width, states)),
+    ]
+    for name, tensor, shape in wanted:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, x and B ask for {shape}; pass it so")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}; move one of them")
+        if tensor.is_complex() or x.is_complex():
+            raise ValueError(f"x and {name} are {x.dtype} and {tensor.dtype}; pass real tensors")
+
+
+def _sequential(
+    x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Tensor | None, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """One step after the other. O(L H P N) memory under autograd: for tests and short sequences."""
+    (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
+    h_BHPN = x.new_zeros(batch, heads, width, states, dtype=wide) if h0 is None else h0.to(wide)
+    log_decay_1 = x.new_zeros(heads, dtype=wide) if log_decay is None else log_decay.to(wide)
+    B_BLHN, C_BLHN = (t.to(wide).repeat_interleave(heads // groups, 2) for t in (B, C))
+    ys: list[Tensor] = []
+    steps = (x.to(wide), log_decay_1.exp().expand(batch, length, heads), B_BLHN, C_BLHN)
+    for x_BHP, decay_BH, B_BHN, C_BHN in zip(*(s.unbind(1) for s in steps), strict=True):
+        h_BHPN = decay_BH[..., None, None] * h_BHPN + x_BHP[..., None] * B_BHN[:, :, None]
+        ys.append((h_BHPN * C_BHN[:, :, None]).sum(-1))
+    return torch.stack(ys, 1).to(x.dtype), h_BHPN
+
+
+def _chunked(
+    x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Tensor | None, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    if h0 is None:
+        h0 = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3], dtype=wide)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, log_decay, B, C, h0)):
+        return _ChunkedSSD.apply(x, log_decay, B, C, h0, wide)
+    y_BLHP, h_last_BHPN, _ = _forward(x, log_decay, B, C, h0, wide, keep_starts=False)
+    return y_BLHP, h_last_BHPN
+
+
+class _ChunkedSSD(torch.autograd.Function):
+    """A segment of some chunks at a time; states at segment starts are kept, the rest is computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Tensor, wide: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        y_BLHP, h_last_BHPN, starts_sBHPN = _forward(x, log_decay, B, C, h0, wide, keep_starts=True)
+        ctx.save_for_backward(x, log_decay, B, C, starts_sBHPN)
+        ctx.h0_dtype = h0.dtype
+        return y_BLHP, h_last_BHPN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor, gh_last: Tensor) -> tuple[Tensor | None, ...]:
+        x, log_decay, B, C, starts_sBHPN = ctx.saved_tensors
+        wants_decay = log_decay is not None and ctx.needs_input_grad[1]
+        dx, dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, B, C))
+        dlog_decay = None
+        if wants_decay:  # a constant one's is a long sum
+            dtype = torch.float64 if log_decay.ndim == 1 else log_decay.dtype
+            dlog_decay = torch.zeros(log_decay.shape, dtype=dtype, device=x.device)
+        g_BHPN = gh_last
+        segments = list(enumerate(_segments(x, B)))
+        for i, (part, steps) in segments[:1] if is_fake(x) else reversed(segments):
+            chunks = _Chunks(x[:, part], _slice_decay(log_decay, part), B[:, part], C[:, part], steps, gh_last.dtype)
+            gradients = (dx[:, part], _slice_decay(dlog_decay, part), dB[:, part], dC[:, part])
+            g_BHPN = chunks.backward(starts_sBHPN[i], gy[:, part], g_BHPN, gradients)
+        if dlog_decay is not None:
+            dlog_decay = dlog_decay.to(log_decay.dtype)
+        return dx, dlog_decay, dB, dC, g_BHPN.to(ctx.h0_dtype), None
+
+
+def _forward(
+    x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Tensor, wide: torch.dtype, *, keep_starts: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, last state, and the states at segment starts (of the last segment only, unless kept)."""
+    y_BLHP = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    segments = list(_segments(x, B))
+    # One allocation: small states between large temporaries would leave holes that no temporary fits.
+    starts_sBHPN = torch.empty(len(segments) if keep_starts else 1, *h0.shape, dtype=wide, device=x.device)
+    h_BHPN = h0.to(wide)
+    # Segments are alike: without data, the first shows the memory of all.
+    for i, (part, steps) in enumerate(segments[:1] if is_fake(x) else segments):
+        starts_sBHPN[i if keep_starts else 0] = h_BHPN
+        chunks = _Chunks(x[:, part], _slice_decay(log_decay, part), B[:, part], C[:, part], steps, wide)
+        h_BHPN = chunks.forward(h_BHPN, y_BLHP[:, part])
+    return y_BLHP, h_BHPN, starts_sBHPN
+
+
+def _segments(x: Tensor, B: Tensor) -> Iterator[tuple[slice, int]]:
+    """Segments of whole chunks, and at last the steps that fill none; with each the steps of its chunks."""
+    (batch, length, heads, width), states = x.shape, B.shape[3]
+    steps = min(CHUNK["chunked"], length)
+    held = batch * heads * (2 * steps * steps + 4 * steps * width + 2 * width * states)
+    budget = SEGMENT_ELEMENTS.get(x.device.type, SEGMENT_ELEMENTS["cpu"])
+    # States at segment starts should stay small beside x: 4 N steps, or more, to a state of N numbers a channel.
+    size = steps * max(1, budget // held, math.ceil(4 * states / steps))
+    whole = length // steps * steps
+    for start in range(0, whole, size):
+        yield slice(start, min(start + size, whole)), steps
+    if whole < length:
+        yield slice(whole, length), length - whole
+
+
+def _slice_decay(log_decay: Tensor | None, part: slice) -> Tensor | None:
+    return log_decay if log_decay is None or log_decay.ndim == 1 else log_decay[:, part]
+
+
+class _Chunks:
+    """One segment of K chunks of Q steps: ``(B, K Q, …)`` slices of the arguments, and what follows from them.
+
+    Within a chunk let ``s_t`` be the sum of its log decays up to t. Then ``y_t = sum_{j <= t} exp(s_t - s_j)
+    (C_t B_j) x_j + exp(s_t) h C_t`` with h the state before the chunk, and the state behind it is
+    ``exp(s_Q) h + sum_j exp(s_Q - s_j) x_j B_j^T``. The exponents are never positive where decays are at most 1.
+    """
+
+    def __init__(
+        self, x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, steps: int, wide: torch.dtype
+    ) -> None:
+        self.groups, self.steps, self.wide = B.shape[2], steps, wide
+        self.x_BKGQRP = self._widened(self._by_head(x))
+        self.B_BKGQN, self.C_BKGQN = (self._widened(self._by_group(t)) for t in (B, C))
+        # In float64, since a difference of sums loses the digits of the smaller.
+        self.s_BKGRQ = self._log_sums(log_decay)
+        self.until_BKGQR1 = self.s_BKGRQ.exp().mT[..., None].to(wide)
+        self.after_BKGQR1 = (self.s_BKGRQ[..., -1:] - self.s_BKGRQ).exp().mT[..., None].to(wide)
+        num_chunks = x.shape[1] // steps
+        self.whole_BKGR11 = self.until_BKGQR1[:, :, :, -1, :, :, None].expand(-1, num_chunks, -1, -1, -1, -1)
+
+    def _by_head(self, t_BSHP: Tensor) -> Tensor:
+        """A view ``(B, K, G, Q, R, P)``."""
+        return t_BSHP.unflatten(1, (-1, self.steps)).unflatten(3, (self.groups, -1)).transpose(2, 3)
+
+    def _by_group(self, t_BSGN: Tensor) -> Tensor:
+        """A view ``(B, K, G, Q, N)``."""
+        return t_BSGN.unflatten(1, (-1, self.steps)).transpose(2, 3)
+
+    def _widened(self, view: Tensor) -> Tensor:
+        return torch.empty(view.shape, dtype=self.wide, device=view.device).copy_(view)
+
+    def _log_sums(self, log_decay: Tensor | None) -> Tensor:
+        """``s``: sums over the steps of a chunk, with B and K of size 1 where all chunks are alike."""
+        if log_decay is None:
+            return torch.zeros(1, 1, 1, 1, self.steps, device=self.x_BKGQRP.device, dtype=torch.float64)
+        log_decay = log_decay.double().clamp_min(LEAST_LOG_DECAY[self.wide])
+        if log_decay.ndim == 1:
+            counts_Q = torch.arange(1, self.steps + 1, device=log_decay.device)
+            return (log_decay[:, None] * counts_Q).unflatten(0, (self.groups, -1))[None, None]
+        return self._by_head(log_decay[..., None])[..., 0].mT.cumsum(-1)
+
+    def _decays(self) -> Tensor:
+        """``exp(s_i - s_j)`` where i >= j, 0 elsewhere: ``(B, K, G, R, Q, Q)``."""
+        differences = (self.s_BKGRQ[..., :, None] - self.s_BKGRQ[..., None, :]).to(self.wide)
+        later = torch.ones(self.steps, self.steps, dtype=torch.bool, device=differences.device).triu_(1)
+        return differences.masked_fill_(later, -torch.inf).exp_()
+
+    def _scores(self) -> Tensor:
+        """``C_i B_j``, one for all heads of a group: ``(B, K, G, 1, Q, Q)``."""
+        return (self.C_BKGQN @ self.B_BKGQN.mT)[:, :, :, None]
+
+    def _states(self, h_BHPN: Tensor) -> tuple[Tensor, Tensor]:
+        """States before each chunk ``(B, K, G, R P, N)``, and the one behind the last ``(B, H, P, N)``."""
+        width = self.x_BKGQRP.shape[-2:]
+        inflow_BKGQE = (self.x_BKGQRP * self.after_BKGQR1).flatten(4)
+        inflow_BKGRPN = (inflow_BKGQE.mT @ self.B_BKGQN).unflatten(3, width)
+        h_BKGRPN = torch.empty_like(inflow_BKGRPN)
+        h_BKGRPN[:, 0] = h_BHPN.unflatten(1, (self.groups, -1))
+        num_chunks = inflow_BKGRPN.shape[1]
+        for k, following in itertools.pairwise(range(num_chunks)):
+            torch.addcmul(inflow_BKGRPN[:, k], self.whole_BKGR11[:, k], h_BKGRPN[:, k], out=h_BKGRPN[:, following])
+        last_BGRPN = torch.addcmul(inflow_BKGRPN[:, -1], self.whole_BKGR11[:, -1], h_BKGRPN[:, -1])
+        return h_BKGRPN.flatten(3, 4), last_BGRPN.flatten(1, 2)
+
+    def forward(self, h_BHPN: Tensor, y_BSHP: Tensor) -> Tensor:
+        """Write the outputs into ``y``; returns the state behind the segment."""
+        h_BKGEN, last_BHPN = self._states(h_BHPN)
+        y_BKGQRP = (self.C_BKGQN @ h_BKGEN.mT).unflatten(4, self.x_BKGQRP.shape[-2:]).mul_(self.until_BKGQR1)
+        del h_BKGEN
+        weights_BKGRQQ = self._decays() * self._scores()
+        y_BKGQRP += (weights_BKGRQQ @ self.x_BKGQRP.transpose(3, 4)).transpose(3, 4)
+        self._by_head(y_BSHP).copy_(y_BKGQRP)
+        return last_BHPN
+
+    def backward(
+        self, h_BHPN: Tensor, gy_BSHP: Tensor, g_BHPN: Tensor, into: tuple[Tensor, Tensor | None, Tensor, Tensor]
+    ) -> Tensor:
+        """Write the gradients of x, log_decay, B and C into ``into``; returns that of the state before.
+
+        ``g_BHPN`` is the gradient of the state behind. A decay's gradient is gathered as that of ``s``, as row sums
+        less column sums in float64: there whatever does not cross a step cancels, however small the rest.
+        """
+        dx, dlog_decay, dB, dC = into
+        width = self.x_BKGQRP.shape[-2:]
+        gy_BKGQRP = self._widened(self._by_head(gy_BSHP))
+        h_BKGEN, _ = self._states(h_BHPN)
+
+        # Between chunks.
+        read_BKGQE = (gy_BKGQRP * self.until_BKGQR1).flatten(4)
+        outflow_BKGRPN = (read_BKGQE.mT @ self.C_BKGQN).unflatten(3, width)
+        g_BKGRPN = torch.empty_like(outflow_BKGRPN)  # of the state behind each chunk
+        g_BKGRPN[:, -1] = g_BHPN.unflatten(1, (self.groups, -1))
+        for k in range(g_BKGRPN.shape[1] - 1, 0, -1):
+            torch.addcmul(outflow_BKGRPN[:, k], self.whole_BKGR11[:, k], g_BKGRPN[:, k], out=g_BKGRPN[:, k - 1])
+        before_BGRPN = torch.addcmul(outflow_BKGRPN[:, 0], self.whole_BKGR11[:, 0], g_BKGRPN[:, 0])
+        del outflow_BKGRPN
+        g_BKGEN = g_BKGRPN.flatten(3, 4)
+        dC_BKGQN = read_BKGQE @ h_BKGEN
+        dB_BKGQN = (self.x_BKGQRP * self.after_BKGQR1).flatten(4) @ g_BKGEN
+        dx_BKGQRP = (self.B_BKGQN @ g_BKGEN.mT).unflatten(4, width).mul_(self.after_BKGQR1)
+        ds_BKGRQ = None
+        if dlog_decay is not None:
+            read_BKGQE *= self.C_BKGQN @ h_BKGEN.mT
+            ds_BKGRQ = read_BKGQE.unflatten(4, width).sum(-1).mT.double()
+            written_BKGRQ = (dx_BKGQRP * self.x_BKGQRP).sum(-1).mT.double()
+            kept_BKGR = (g_BKGRPN * h_BKGEN.unflatten(3, width)).sum((-2, -1)) * self.whole_BKGR11[..., 0, 0]
+            ds_BKGRQ -= written_BKGRQ
+            ds_BKGRQ[..., -1] += written_BKGRQ.sum(-1) + kept_BKGR
+        del read_BKGQE, h_BKGEN, g_BKGRPN, g_BKGEN
+
+        # Within chunks.
+        decays_BKGRQQ, scores_BKG1QQ = self._decays(), self._scores()
+        gy_BKGRQP = gy_BKGQRP.transpose(3, 4)
+        dx_BKGQRP += ((decays_BKGRQQ * scores_BKG1QQ).mT @ gy_BKGRQP).transpose(3, 4)
+        self._by_head(dx).copy_(dx_BKGQRP)
+        dscores_BKGRQQ = (gy_BKGRQP @ self.x_BKGQRP.transpose(3, 4).mT).mul_(decays_BKGRQQ)
+        del decays_BKGRQQ
+        dscores_BKGQQ = dscores_BKGRQQ.sum(3)
+        self._by_group(dC).copy_(dC_BKGQN.add_(dscores_BKGQQ @ self.B_BKGQN))
+        self._by_group(dB).copy_(dB_BKGQN.add_(dscores_BKGQQ.mT @ self.C_BKGQN))
+        if ds_BKGRQ is not None and dlog_decay is not None:
+            crossing_BKGRQQ = dscores_BKGRQQ.mul_(scores_BKG1QQ).double()
+            ds_BKGRQ += crossing_BKGRQQ.sum(-1) - crossing_BKGRQQ.sum(-2)
+            per_step_BKGRQ = ds_BKGRQ.flip(-1).cumsum(-1).flip(-1)
+            if dlog_decay.ndim == 1:
+                dlog_decay += per_step_BKGRQ.sum((0, 1, 4)).flatten()
+            else:
+                self._by_head(dlog_decay[..., None])[..., 0].copy_(per_step_BKGRQ.mT)
+        return before_BGRPN.flatten(1, 2)
+
+
+def _mamba_ssm(x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The package multiplies both A and x by dt. A constant decay is its A; otherwise dt is the decay and x divided."""
+    narrow = functools.reduce(torch.promote_types, (t.dtype for t in (B, C)), x.dtype)
+    inputs_BLHP = x
+    if log_decay is None or log_decay.ndim == 1:
+        A_H = x.new_zeros(x.shape[2], dtype=torch.float32) if log_decay is None else log_decay.float()
+        dt_BLH = x.new_ones(x.shape[:3], dtype=torch.float32)
+    else:
+        if narrow == torch.float16:
+            narrow = torch.float32  # the quotient may leave float16's range
+        A_H = x.new_full(x.shape[2:3], -1.0, dtype=torch.float32)
+        dt_BLH = (-log_decay.float()).clamp_min(LEAST_DT)
+        inputs_BLHP = inputs_BLHP / dt_BLH[..., None]
+    inputs_BLHP, B, C = (t.to(narrow) for t in (inputs_BLHP, B, C))
+    h0 = None if h0 is None else h0.float()
+    if is_fake(x):
+        y_BLHP, h_last_BHPN = _FakeMambaSSD.apply(inputs_BLHP, dt_BLH, A_H, B, C, h0)
+    else:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+        y_BLHP, h_last_BHPN = mamba_chunk_scan_combined(
+            inputs_BLHP, dt_BLH, A_H, B, C, CHUNK["mamba-ssm"], initial_states=h0, return_final_states=True
+        )
+    return y_BLHP.to(x.dtype), h_last_BHPN
+
+
+class _FakeMambaSSD(torch.autograd.Function):
+    """Allocates the large part of what mamba_ssm's MambaChunkScanCombinedFn does, for memory prediction."""
+
+    @staticmethod
+    def _sizes(x: Tensor, B: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
+        steps = CHUNK["mamba-ssm"]
+        num_chunks = math.ceil(length / steps)
+        per_step, scores = (batch, heads, num_chunks, steps), (batch, num_chunks, groups, steps, steps)
+        return per_step, scores, (batch, num_chunks, heads, width, states)
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        per_step, scores, chunk_states = _FakeMambaSSD._sizes(x, B)
+        wide = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
+        decay_sums, _dt = wide(per_step), wide(per_step)
+        wide_states = wide(chunk_states)
+        _states, h_last_BHPN = torch.empty_like(wide_states, dtype=C.dtype), torch.empty_like(wide_states[:, 0])
+        del wide_states
+        _held = wide(scores)
+        y_BLHP = torch.empty_like(x, memory_format=torch.contiguous_format)
+        ctx.save_for_backward(y_BLHP, x, dt, decay_sums, A, B, C, h0)
+        return y_BLHP, h_last_BHPN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor, gh_last: Tensor) -> tuple[Tensor | None, ...]:
+        _, x, dt, _, A, B, C, h0 = ctx.saved_tensors
+        per_step, scores, chunk_states = _FakeMambaSSD._sizes(x, B)
+        wide = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
+        dB, dC, ddt = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (B, C, dt))
+        _held: list[Tensor] = [gy.contiguous(), dt.clone(), wide(per_step), wide(per_step), wide(scores)]
+        states, dstates = wide(chunk_states), wide(chunk_states)
+        states, dstates = (t.to(x.dtype, copy=True) for t in (states, dstates))
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        # Split over heads where there are too few chunks to fill the GPU; not at lengths where memory matters.
+        _held += [wide(per_step) for _ in range(4)] + [wide(B.shape), wide(B.shape), wide(scores)]
+        dh0 = None if h0 is None else torch.empty_like(h0)
+        return dx, ddt, torch.empty_like(A), dB, dC, dh0
+
+
+def _unseen_flops(name: str, x: Tensor, log_decay: Tensor | None, B: Tensor) -> tuple[float, float]:
+    """Operations of a call that PyTorch's counter does not see: all of a kernel's, and what is no matrix product."""
+    (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
+    count = functools.partial(ssd_flops, heads=heads, head_dim=width, d_state=states, groups=groups)
+    trains_decay = name == "mamba-ssm" or (log_decay is not None and log_decay.requires_grad)
+    if name == "sequential":
+        recurrence = 5.0 * x.numel() * states  # exp left out: one a head
+        return recurrence, 2 * recurrence
+    steps = min(CHUNK[name], length)
+    elementwise = float(steps * x.shape[:3].numel())
+    products = count(seq_len=length, chunk=CHUNK[name], trains_decay=trains_decay)
+    if name == "chunked":
+        seen = length
+        if is_fake(x):  # only its first segment runs
+            part, _ = next(_segments(x, B))
+            seen = part.stop
+        products_seen = count(seq_len=seen, chunk=steps, trains_decay=trains_decay)
+        products = (products[0] - products_seen[0], products[1] - products_seen[1])
+    return (
+        batch * products[0] + FORWARD_ELEMENTWISE * elementwise,
+        batch * products[1] + BACKWARD_ELEMENTWISE * elementwise,
+    )
+
+
+def _slice_error(x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Tensor | None, y_BLHP: Tensor) -> float:
+    """Relative error of the first and last head and sequence at full length, against float64."""
+    batch, length, heads, width = x.shape
+    b = torch.tensor(sorted({0, batch - 1}), device=x.device)
+    h = torch.tensor(sorted({0, heads - 1}), device=x.device)
+    g = h // (heads // B.shape[2])  # one group a checked head
+    state = x.new_zeros(len(b), len(h), width, B.shape[3], dtype=torch.float64)
+    if h0 is not None:
+        state = h0[b][:, h].double()
+    pieces: list[Tensor] = []
+    for start in range(0, length, CHECKED_PIECE):
+        part = slice(start, start + CHECKED_PIECE)
+        x_h, B_g, C_g = (t[:, part].index_select(2, i)[b].double() for t, i in ((x, h), (B, g), (C, g)))
+        decay_h = log_decay
+        if log_decay is not None:
+            decay_h = (log_decay[h] if log_decay.ndim == 1 else log_decay[:, part].index_select(2, h)[b]).double()
+        y_h, state, _ = _forward(x_h, decay_h, B_g, C_g, state, torch.float64, keep_starts=False)
+        pieces.append(y_h)
+    return relative_error(y_BLHP.index_select(2, h)[b], torch.cat(pieces, 1))
