@@ -24,8 +24,9 @@ def test_the_documented_example_passes(capsys):
     assert lines[-1].startswith("15 passed, 1 skipped in ")
 
 
-def test_the_page_shows_what_the_command_prints(capsys):
+def test_the_page_shows_what_the_command_prints(capsys, monkeypatch):
     """Checks, results and details of docs/own-model.md, but for figures that are rounding errors or times."""
+    monkeypatch.setenv("COLUMNS", "120")  # lines fold at the terminal's width
     run_check(EXAMPLE)
     printed = capsys.readouterr().out.splitlines()
     page = (ROOT / "docs" / "own-model.md").read_text().splitlines()
