@@ -39,11 +39,12 @@ GROUPS = [
     Group("fused-ssd", parity_operators.fused_ssd, ("cuda",)),
     Group("attention-kernels", parity_operators.attention_kernels, ("cuda",)),
     Group("recurrent-forms", parity_models.recurrent_forms),
-    Group("fused-blocks", parity_models.fused_blocks, ("cuda",)),
+    Group("transformers", parity_models.transformers_models),
     Group("graphs", parity_models.captured_steps, ("cuda",)),
     Group("devices", parity_models.devices, ("cuda",)),
-    Group("transformers", parity_models.transformers_models),
+    # Last those whose Triton kernels take minutes to tune.
     Group("mamba-ssm", parity_models.mamba_ssm_models, ("cuda",)),
+    Group("fused-blocks", parity_models.fused_blocks, ("cuda",)),
 ]
 
 

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, L sequence length, D channels, N states, H heads, P head width, K head dimension.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -16,6 +17,12 @@ from models.ops.ssd import ssd
 # Of the results' norm. bfloat16 keeps eight bits (4e-3), and gradients pass through two roundings.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 SCAN_NAMES = ("x", "dt", "A", "B", "C")
+# The package multiplies in TF32 where inputs are float32, and takes the decays' gradient as a difference of sums of
+# outputs that it has rounded to the inputs' type.
+SSD_TOLERANCE = {
+    torch.float32: dict.fromkeys(("output", "dx", "dB", "dC", "dlog_decay"), 5e-3),
+    torch.bfloat16: {"dlog_decay": 1e-1},
+}
 CHANNELS_AT_ONCE = 256
 WIDE = 2048
 """Channels of the fused operators' comparison: with 2^20 positions one tensor has 2^31 elements, more than an int32
@@ -98,7 +105,7 @@ def fused_selective_scan(device: torch.device, lengths: Sequence[int]) -> Iterat
                     sums[name] += wanted[name]
             for name in sums:
                 errors.add(name, actual[name], sums[name])
-            yield from errors.rows("mamba-ssm selective_scan", "chunked in float32", seq_len, dtype)
+            yield from errors.rows("mamba-ssm selective_scan", "chunked in float32", seq_len, dtype, {})
             del actual, gradient, x, dt
 
 
@@ -106,8 +113,9 @@ def fused_ssd(device: torch.device, lengths: Sequence[int]) -> Iterator[Row]:
     """mamba-ssm's state space dual against our chunked form in float32, a few heads at a time."""
     H, P, N, at_once = 32, WIDE // 32, 128, 4
     names = ("x", "log_decay", "B", "C")
-    for seq_len in lengths:
-        dtype = torch.bfloat16
+    for seq_len, dtype in itertools.product(lengths, (torch.float32, torch.bfloat16)):
+        if dtype == torch.float32 and seq_len * WIDE > 2**29:
+            continue
         generator = torch.Generator(device).manual_seed(seq_len)
         shapes = [(1, seq_len, H, P), (1, seq_len, H), (1, seq_len, 1, N), (1, seq_len, 1, N)]
         x, log_decay, B, C = (torch.randn(s, generator=generator, device=device, dtype=dtype) for s in shapes)
@@ -130,7 +138,7 @@ def fused_ssd(device: torch.device, lengths: Sequence[int]) -> Iterator[Row]:
                 sums[name] += wanted[name]
         for name in sums:
             errors.add(name, actual[name], sums[name])
-        yield from errors.rows("mamba-ssm ssd", "chunked in float32", seq_len, dtype)
+        yield from errors.rows("mamba-ssm ssd", "chunked in float32", seq_len, dtype, SSD_TOLERANCE[dtype])
         del actual, gradient, x
 
 
@@ -178,9 +186,11 @@ class _SquaredErrors:
         difference = (actual.float() - wanted.float()).norm(dtype=torch.float32).item()
         self._sums[name] = (error + difference**2, norm + wanted.float().norm(dtype=torch.float32).item() ** 2)
 
-    def rows(self, subject: str, reference: str, seq_len: int, dtype: torch.dtype) -> Iterator[Row]:
+    def rows(
+        self, subject: str, reference: str, seq_len: int, dtype: torch.dtype, tolerances: dict[str, float]
+    ) -> Iterator[Row]:
         for quantity, (error, norm) in self._sums.items():
             yield Row(
                 subject=subject, reference=reference, quantity=quantity, seq_len=seq_len, dtype=dtype_name(dtype),
-                error=(error / max(norm, 1e-30)) ** 0.5, tolerance=TOLERANCE[dtype],
+                error=(error / max(norm, 1e-30)) ** 0.5, tolerance=tolerances.get(quantity, TOLERANCE[dtype]),
             )  # fmt: skip

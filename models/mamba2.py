@@ -131,7 +131,8 @@ class Mamba2(Mixer):
         return self.out_proj(self.norm(y_BLHP.flatten(2), z_BLE))  # (B, L, D)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        fused = import_fused_block() if self.fused and x_BLD.is_cuda and not is_fake(x_BLD) else None
+        can_fuse = self.fused and x_BLD.is_cuda and not is_fake(x_BLD) and x_BLD.dtype != torch.float64
+        fused = import_fused_block() if can_fuse else None
         if fused is None:
             return self._portable(x_BLD)
         y_BLD = fused(

@@ -161,6 +161,9 @@ class Model(nn.Module, ABC):
         for parameter in self.parameters():
             if id(parameter) not in kept:
                 parameter.data = parameter.data.to(dtype)
+        for module in self.modules():
+            if isinstance(module, nn.RNNBase):  # cuDNN wants the weights of a layer side by side
+                module.flatten_parameters()
         return self
 
 

@@ -185,7 +185,9 @@ class Mamba(Wiring):
         return self._output(self.inner(F.silu(self.conv1d(x_BLE))), z_BLE)  # (B, L, D)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        can_fuse = self.fused and x_BLD.is_cuda and not is_fake(x_BLD) and self._inner_is_published_s6()
+        # The kernels know no float64.
+        can_run = x_BLD.is_cuda and not is_fake(x_BLD) and x_BLD.dtype != torch.float64
+        can_fuse = self.fused and can_run and self._inner_is_published_s6()
         fused = import_fused_block() if can_fuse else None
         return self._portable(x_BLD) if fused is None else self._run_fused(fused, x_BLD)
 
