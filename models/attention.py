@@ -64,6 +64,11 @@ class Attention(Mixer):
         self.in_proj = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=bias)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias)
 
+    @property
+    def label(self) -> str:
+        kind = self.positions if self.window is None else f"{self.positions}, window {self.window}"
+        return f"Attention ({kind})"
+
     def init_weights(self, generator: torch.Generator) -> None:
         init_linear(self.in_proj, generator)
         init_linear(self.out_proj, generator)

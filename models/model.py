@@ -200,6 +200,11 @@ class SequenceModel(Model):
         self.lm_head = head
 
     @property
+    def tied(self) -> bool:
+        """Whether the head shares the embedding's weights."""
+        return self.lm_head.weight is self.backbone.embedding.weight
+
+    @property
     def blocks(self) -> list[Block]:
         return list(self.backbone.layers)  # type: ignore[arg-type]
 
@@ -251,6 +256,6 @@ class SequenceModel(Model):
         for block in self.blocks:
             block.init_weights(generator, num_layers=len(self.blocks))
         nn.init.ones_(self.backbone.norm_f.weight)
-        assert isinstance(self.lm_head, nn.Linear)
-        if self.lm_head.weight is not self.backbone.embedding.weight:
+        if not self.tied:
+            assert isinstance(self.lm_head, nn.Linear)
             init_linear(self.lm_head, generator)

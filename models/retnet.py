@@ -10,7 +10,6 @@ Symbols and shape suffixes: B batch, L sequence length, D d_model, H num_heads, 
 P value width (value_expand K), E all values (H P).
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -18,28 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Mixer, State, init_linear
+from models.ops.positions import rotary_tables, rotate
 from models.ops.ssd import ssd, ssd_flops
 
-THETA_BASE = 10_000.0
 GROUP_NORM_EPS = 1e-5
-
-
-def rotation(positions_L: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine ``(L, K / 2)`` in float32 of position times ``theta_i = 10000^(-2 i / K)``.
-
-    The products are taken in float64: at position 2^20 neighbouring float32 angles are 0.06 apart.
-    """
-    exponents = torch.arange(0, head_dim, 2, device=positions_L.device, dtype=torch.float64) / head_dim
-    turns_LK = positions_L.double()[:, None] * (THETA_BASE**-exponents / (2 * math.pi))
-    angles_LK = (2 * math.pi * turns_LK.frac()).float()
-    return angles_LK.cos(), angles_LK.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + K/2) of the last axis; ``(…, L, H, K)`` by ``(L, K / 2)``."""
-    first, second = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
 class RetNet(Mixer):
@@ -73,10 +54,10 @@ class RetNet(Mixer):
         d_value = self.num_heads * self.value_dim
         q, k, v, gate_BLE = self.in_proj(x_BLD).split([self.d_model, self.d_model, d_value, d_value], dim=-1)
         q_BLHK, k_BLHK, v_BLHP = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        cos_LK, sin_LK = rotation(positions_L, self.head_dim)
+        cos_L1K, sin_L1K = (table[:, None] for table in rotary_tables(positions_L, self.head_dim))
         return (
-            rotate(q_BLHK, cos_LK, sin_LK),
-            rotate(k_BLHK, cos_LK, sin_LK) * self.head_dim**-0.5,
+            rotate(q_BLHK, cos_L1K, sin_L1K),
+            rotate(k_BLHK, cos_L1K, sin_L1K) * self.head_dim**-0.5,
             v_BLHP,
             gate_BLE,
         )

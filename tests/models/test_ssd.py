@@ -21,8 +21,9 @@ from models.mamba3 import Mamba3, Mamba3Unavailable, run_within
 from models.model import SequenceModel
 from models.ops import ssd as ssd_module
 from models.ops.context import observing, predicting
+from models.ops.positions import rotary_tables
 from models.ops.ssd import available_backends, ssd
-from models.retnet import RetNet, rotation
+from models.retnet import RetNet
 from tasks.audio.torchaudio_import import import_torchaudio
 
 DECAYS = ("per step", "constant", "none")
@@ -430,7 +431,7 @@ def test_retention_is_its_parallel_form():
 
 def test_angles_keep_their_digits_at_a_million():
     position = torch.tensor([2**20 - 1])
-    cos, sin = rotation(position, 64)
+    cos, sin = rotary_tables(position, 64)
     theta = 10_000.0 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
     exact = (2**20 - 1) * theta
     torch.testing.assert_close(cos[0].double(), exact.cos(), rtol=0, atol=1e-6)
