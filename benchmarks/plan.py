@@ -1,6 +1,7 @@
 """The plan: every trial of a suite with its identity and predicted cost, before anything runs."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks.speed import MIN_CALLS
 from benchmarks.suites import SuiteTrial
-from benchmarks.workloads import build_workload
+from benchmarks.workloads import build_workload, num_like_layers
 from harness import Trial, TrialFailure
 from harness.code_version import code_version
 from harness.prediction import Prediction, predict
@@ -27,8 +28,18 @@ from tasks import make_task
 from tasks.cache import cache_dir, write_atomically
 
 ROOT = Path(__file__).parent.parent
-_START_S = 0.4
-"""Fork, build, and exit: what a trial costs however short its calls are."""
+_START_S = {"cpu": 0.4, "cuda": 1.2}
+"""Fork, build, and exit: what a trial costs however short its calls are. On a GPU also the driver's start."""
+_NOT_IN_SPEED_KEY = frozenset({"sample_budget_s"})
+_MODULES = {
+    "speed": ("speed", "workloads", "operators", "operator_costs", "ceilings"),
+    "generation": ("generation*", "workloads"),
+    "training": ("training", "scoring"),
+}
+"""The modules of benchmarks/ that a kind's measurement uses, beside the worker's."""
+_FEW_LAYERS = (2, 4)
+"""Of a model of more layers, all alike, these are run on fake tensors, and a line through both gives the whole."""
+_TWO_BATCHES = (8, 16)
 _NUM_ANSWERS = {"induction_heads": 1, "selective_copying": 16}
 """Scored positions of a probe's example; a data-set task scores every position."""
 
@@ -66,15 +77,15 @@ def _plan(item: SuiteTrial, settings: RunSettings) -> PlannedTrial:
         time_limit_s=item.time_limit_s,
         num_threads=trial.protocol.get("threads"),
         payload=settings.payload(),
-        speed_key=f"{trial.model} {trial.task or trial.protocol.get('level')} {trial.direction} {trial.device}",
-        extra_s=_START_S,
+        speed_key=_speed_key(trial),
+        extra_s=_START_S[trial.device],
     )
     try:
         prediction = remembered_cost(trial, plan.trial_id)
     except TrialFailure as failure:
         return replace(plan, unsupported=str(failure))
     calls = MIN_CALLS[trial.direction]
-    extra_s = _START_S
+    extra_s = _START_S[trial.device]
     if trial.kind == "training":
         calls = trial.protocol["steps"] + 2.0
         extra_s += 0.3 * trial.protocol["score_budget_s"]
@@ -83,14 +94,23 @@ def _plan(item: SuiteTrial, settings: RunSettings) -> PlannedTrial:
     )
 
 
+def _speed_key(trial: Trial) -> str:
+    """Trials that run the same code on the same widths; lengths and batches are what a rate is carried over."""
+    what = trial.task
+    if what is None:
+        settings = {key: value for key, value in trial.protocol.items() if key not in _NOT_IN_SPEED_KEY}
+        what = json.dumps(settings, sort_keys=True)
+    return f"{trial.kind} {trial.model} {what} {trial.direction} {trial.dtype} {trial.device}"
+
+
 def code_of(trial: Trial) -> list[Path]:
     """The sources that a trial's result depends on: what its identity is hashed from."""
     packages = [ROOT / "models", ROOT / "harness"]
     if trial.task is not None:
         packages.append(ROOT / "tasks")
-    modules = ["worker", "speed", "workloads"] if trial.kind == "speed" else ["worker", "training", "scoring"]
     own = [Path(trial.model.rpartition(":")[0])] if ".py:" in trial.model else []
-    return packages + [ROOT / "benchmarks" / f"{name}.py" for name in modules] + own
+    names = ("worker", *_MODULES[trial.kind])
+    return packages + [path for name in names for path in sorted((ROOT / "benchmarks").glob(f"{name}.py"))] + own
 
 
 def remembered_cost(trial: Trial, trial_id: str) -> Prediction:
@@ -115,14 +135,52 @@ def remembered_cost(trial: Trial, trial_id: str) -> Prediction:
 def predicted_cost(trial: Trial) -> Prediction:
     """Peak bytes and FLOPs of one call: PyTorch's count and the operators' closed forms together.
 
-    On CUDA the whole fused block is counted as its parts around the fused scan, which hold more: the
-    peak of a train step is an upper estimate there.
+    A layer more adds as much again, so that of a deep model a few layers are enough. On CUDA the whole fused block is
+    counted as its parts around the fused scan, which hold more: the peak of a train step is an upper estimate there.
     """
+    if trial.kind == "generation":
+        return _predicted_generation(trial)
+    if trial.kind == "speed" and trial.protocol["level"] == "model":
+        num_layers = num_like_layers(trial)
+        if num_layers > _FEW_LAYERS[1]:
+            return _on_line(_FEW_LAYERS, [_predicted(trial, num_layers=n) for n in _FEW_LAYERS], num_layers)
+    return _predicted(trial)
+
+
+def _predicted_generation(trial: Trial) -> Prediction:
+    """On CUDA of any batch from two, since a sequence more adds as much again there; on a CPU, whose operators cut
+    large batches into pieces, of this very batch."""
+    if trial.device != "cuda":
+        return _generation_cost(trial)
+    costs = [_generation_cost(replace(trial, batch=batch)) for batch in _TWO_BATCHES]
+    return _on_line(_TWO_BATCHES, costs, trial.batch or 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _generation_cost(trial: Trial) -> Prediction:
+    from benchmarks.generation import predicted_generation  # few plans need what it imports
+
+    return predicted_generation(trial)
+
+
+def _on_line(places: tuple[int, int], predictions: Sequence[Prediction], place: int) -> Prediction:
+    """What the line through two predictions gives at a third place."""
+    low, high = predictions
+    steps = (place - places[0]) / (places[1] - places[0])
+    return Prediction(
+        peak_bytes=round(low.peak_bytes + steps * (high.peak_bytes - low.peak_bytes)),
+        flops=low.flops + steps * (high.flops - low.flops),
+    )
+
+
+def _predicted(trial: Trial, *, num_layers: int | None = None) -> Prediction:
     # Fake CUDA tensors would start CUDA in this process; shapes, and so bytes, are the same without.
     fused = force_backend("mamba-ssm") if trial.device == "cuda" else nullcontext()
     device, trial = trial.device, replace(trial, device="cpu")
     build: Callable[[], Callable[[], object]] = (
-        (lambda: build_workload(trial, fake=True).call) if trial.kind == "speed" else partial(_training_step, trial)
+        (lambda: build_workload(trial, fake=True, num_layers=num_layers).call)
+        if trial.kind == "speed"
+        else partial(_training_step, trial)
     )
     counted: list[float] = []
 

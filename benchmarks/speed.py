@@ -1,14 +1,17 @@
 """The ``speed`` benchmark: is it right, what does it hold, how long does it take. In that order."""
 
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from benchmarks.workloads import Workload, build_workload
 from harness import Trial, WrongOutput
-from harness.clocks import MIN_SAMPLES, time_calls, time_once_ms
-from harness.environment import gpu_clocks
+from harness.clocks import MIN_SAMPLES, Timing, time_calls, time_once_ms
+from harness.environment import ClockReading
 from harness.memory import keep_freed_memory, memory_of
 from harness.worker import Report
 from models.ops.context import OpReport, observing
@@ -28,6 +31,7 @@ def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict
     device = torch.device(trial.device)
     built: list[Workload] = []
     call_ms: list[float] = []
+    phases_s: dict[str, float] = {}
 
     def build_and_call() -> None:
         built.append(build_workload(trial))
@@ -36,30 +40,70 @@ def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict
             # The first call that meets the optimizer's state.
             call_ms.append(time_once_ms(built[0].call, device))
 
-    metrics: dict[str, Any] = dict(memory_of(build_and_call, device))
+    with _phase("memory", phases_s):
+        metrics: dict[str, Any] = dict(memory_of(build_and_call, device))
     metrics["first_call_ms"] = round(call_ms[0], 3)
     (workload,) = built
     allocator = keep_freed_memory()
-    checked = verify(trial, workload)
+    # Asked for now, so that the check's work covers the asking.
+    clocks_before = ClockReading() if device.type == "cuda" else None
+    with _phase("check", phases_s):
+        checked = verify(trial, workload)
     metrics["max_relative_error"] = max(checked.errors.values(), default=0.0)
     backend = describe_backend(checked, workload.precision, device) | {"host_allocator": allocator}
-    if workload.model is not None:
-        description = workload.model.describe(trial.seq_len)
-        metrics |= {"params": description.params, "state_bytes": trial.batch * description.state_bytes}
+    metrics |= workload.sizes()
+    if workload.cost is not None:
+        metrics["cost"] = workload.cost.as_dict()
+    if clocks_before is not None:
+        metrics["gpu_clocks"] = {"before": clocks_before.read()}
     report({**metrics, "backend": backend})
 
-    timing = time_calls(workload.call, device, budget_s=trial.protocol["sample_budget_s"])
-    median_ms = sorted(timing.samples_ms)[len(timing.samples_ms) // 2]
-    metrics |= {
+    with _phase("timing", phases_s):
+        timing = time_calls(workload.call, device, budget_s=trial.protocol["sample_budget_s"])
+    metrics |= _timing_metrics(trial, workload, timing)
+    if clocks_before is not None:
+        metrics["gpu_clocks"]["after"] = ClockReading().read()
+    metrics["phases_s"] = phases_s
+    return {"metrics": metrics, "backend": backend | {"clock": timing.clock}}
+
+
+def _timing_metrics(trial: Trial, workload: Workload, timing: Timing) -> dict[str, Any]:
+    median_s = statistics.median(timing.samples_ms) / 1e3
+    metrics: dict[str, Any] = {
         "latency_ms": [round(sample, 6) for sample in timing.samples_ms],
-        "tokens_per_s": trial.batch * trial.seq_len / (median_ms / 1e3),
         "calls_per_sample": timing.calls_per_sample,
+        "l2_policy": timing.l2_policy,
     }
+    if workload.rate_of is not None:
+        amount, unit = workload.rate_of
+        metrics |= {"rate": amount / median_s, "rate_unit": unit}
+    else:
+        metrics["tokens_per_s"] = trial.batch * trial.seq_len / median_s
     if timing.few_samples:
         metrics["few_samples"] = f"{len(timing.samples_ms)} of {MIN_SAMPLES}: a call outlasts the sampling budget"
-    if device.type == "cuda":
-        metrics["gpu_clocks"] = dict(gpu_clocks())
-    return {"metrics": metrics, "backend": backend | {"clock": timing.clock}}
+    if timing.host_ms is not None:
+        metrics |= {
+            "host_ms": [round(sample, 6) for sample in timing.host_ms],
+            "launch_bound": bool(timing.launch_bound),
+        }
+    return metrics
+
+
+@contextmanager
+def _phase(name: str, into: dict[str, float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    into[name] = round(time.perf_counter() - began, 6)
+
+
+def overhead_s(record: Mapping[str, Any]) -> float | None:
+    """What the harness itself took of a speed record's ``wall_s``; None where that was not measured.
+
+    Starting and ending the process, the device's own start, reading clocks. The rest, ``phases_s``, is building and
+    calling, checking, timing.
+    """
+    phases = record.get("metrics", {}).get("phases_s")
+    return None if not phases else max(0.0, float(record["wall_s"]) - sum(phases.values()))
 
 
 def verify(trial: Trial, workload: Workload) -> OpReport:

@@ -4,12 +4,15 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness import Direction, Trial, parse_length, parse_lengths
+from benchmarks.ceilings import CEILINGS
+from benchmarks.operators import OPERATORS
+from benchmarks.suite_entries import ENTRIES, Entry, GenerationEntry, PerModel, SpeedEntry, TrainingEntry
+from harness import Trial
 from models import family, find_factory, model_names
 from tasks.registry import task_entry
 
@@ -20,65 +23,6 @@ class SuiteError(ValueError):
     """A suite, or a selection from it, that makes no sense. The message names the place and the fix."""
 
 
-def _lengths(value: object) -> object:
-    return parse_lengths(value) if isinstance(value, str) else value
-
-
-def _length(value: object) -> object:
-    return parse_length(value) if isinstance(value, str) else value
-
-
-Lengths = Annotated[list[int], BeforeValidator(_lengths), Field(min_length=1)]
-Length = Annotated[int, BeforeValidator(_length), Field(gt=0)]
-PerModel = float | dict[str, float]
-"""One value, or one a family or model, with ``default`` for the others."""
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    models: list[str] = Field(min_length=1)
-    batch: int = Field(default=1, gt=0)
-    seeds: list[int] = [0]
-    dtype: str = "auto"
-    time_limit_s: float = Field(default=60, gt=0)
-
-
-class SpeedEntry(_Entry):
-    """Time and memory of one call against length."""
-
-    kind: Literal["speed"]
-    level: Literal["operator", "model"]
-    directions: list[Direction] = Field(min_length=1)
-    lengths: Lengths
-    sample_budget_s: float = Field(default=1.0, gt=0)
-
-
-class TrainingEntry(_Entry):
-    """Train at one length under a budget of steps, score at many."""
-
-    kind: Literal["training"]
-    tasks: list[str] = Field(min_length=1)
-    task_options: dict[str, Any] = {}
-    seq_len: Length
-    steps: int = Field(gt=0)
-    lr: PerModel
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    grad_clip: float = Field(default=1.0, ge=0)
-    score_lengths: Lengths
-    score_tokens: int = Field(default=2**16, gt=0)
-    score_regions: int = Field(default=8, gt=0)
-    """Stretches of the test data, at least, each as long as the longest score, that every length is scored on."""
-    min_examples: int = Field(default=4, gt=0)
-    max_examples: int = Field(default=256, gt=0)
-    score_budget_s: float = Field(default=60, gt=0)
-    threads: int | None = Field(default=None, gt=0)
-    """Threads of a trial; trials that state them run side by side where there are cores enough."""
-
-
 class Suite(BaseModel):
     """A named list of entries."""
 
@@ -86,7 +30,7 @@ class Suite(BaseModel):
 
     name: str
     description: str
-    trials: list[Annotated[SpeedEntry | TrainingEntry, Field(discriminator="kind")]] = Field(min_length=1)
+    trials: list[Annotated[Entry, Field(discriminator="kind")]] = Field(min_length=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,24 +73,52 @@ def load_suite(name_or_path: str) -> Suite:
         raise SuiteError("\n".join(_explain(path, problem, content) for problem in error.errors())) from error
     for number, entry in enumerate(suite.trials):
         try:
-            for model in entry.models:
-                find_factory(model)
-            for task in getattr(entry, "tasks", ()):
-                task_entry(task)
+            _check_names(entry)
         except ValueError as error:
             raise SuiteError(f"{path}, trials[{number}]: {error}") from error
     return suite
 
 
+def _check_names(entry: Entry) -> None:
+    """Raises ValueError with the near misses of a name that does not exist."""
+    if isinstance(entry, TrainingEntry):
+        for task in entry.tasks:
+            task_entry(task)
+    if isinstance(entry, GenerationEntry):
+        _check_generation(entry)
+    elif isinstance(entry, SpeedEntry) and (entry.operators or entry.level == "ceiling"):
+        what, known = ("ceiling", list(CEILINGS)) if entry.level == "ceiling" else ("operator", list(OPERATORS))
+        for name in entry.operators or entry.models:
+            if name not in known:
+                raise ValueError(f"unknown {what} {name!r}{_near(name, known)}")
+    else:
+        for model in entry.models:
+            find_factory(model)
+
+
+def _check_generation(entry: GenerationEntry) -> None:
+    """The plain loop of transformers runs models of that library, and the suite's loops the suite's own."""
+    from benchmarks.generation_models import GPT_NEOX
+
+    for model in entry.models:
+        if model not in GPT_NEOX:
+            find_factory(model)
+        others = [loop for loop in entry.loops if (loop == "transformers") != (model in GPT_NEOX)]
+        if others:
+            raise ValueError(
+                f"loop {others[0]!r} does not run {model!r}; transformers runs {', '.join(GPT_NEOX)}, "
+                "cuda_graph and eager the suite's own models: use an entry each"
+            )
+
+
 def _explain(path: Path, problem: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     """One of pydantic's complaints in a sentence, with near misses for unknown keys."""
-    location = [part for part in problem["loc"] if part not in ("speed", "training")]
+    location = [part for part in problem["loc"] if part not in ENTRIES]
     place = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
         known: Iterable[str] = Suite.model_fields
         if len(location) > 2:
-            kind = content["trials"][location[1]].get("kind")
-            known = (SpeedEntry if kind == "speed" else TrainingEntry).model_fields
+            known = ENTRIES[content["trials"][location[1]]["kind"]].model_fields
         return f"{path}: unknown key {place!r}{_near(str(location[-1]), known)}"
     return f"{path}: {place}: {problem['msg']} (got {problem.get('input')!r:.80})"
 
@@ -168,7 +140,7 @@ def expand(
     """
     _check_selection(suite, selection)
     trials: dict[Trial, SuiteTrial] = {}
-    for entry in suite.trials:
+    for entry in (entry for entry in suite.trials if device in entry.devices):
         for trial in _expand_entry(entry, selection, device, source_of):
             trials.setdefault(trial, SuiteTrial(trial=trial, time_limit_s=entry.time_limit_s))
     if not trials:
@@ -184,7 +156,7 @@ def _check_selection(suite: Suite, selection: Selection) -> None:
         if task not in tasks:
             raise SuiteError(f"suite {suite.name!r} has no task {task!r}{_near(task, tasks)}")
     for model in selection.models:
-        if not any(_matches(model, known) for entry in suite.trials for known in entry.models):
+        if not any(_matches(model, known) for entry in suite.trials for known in _names(entry)):
             try:
                 find_factory(model)
             except ValueError as error:
@@ -196,49 +168,98 @@ def _matches(wanted: str, name: str) -> bool:
     return wanted in (name, family(name))
 
 
-def _selected_models(entry: SpeedEntry | TrainingEntry, wanted: Sequence[str]) -> list[str]:
+def _names(entry: Entry) -> list[str]:
+    """What the entry's trials call their model: models, ceilings, or operators."""
+    return list(getattr(entry, "operators", ()) or entry.models)
+
+
+def _selected_models(entry: Entry, wanted: Sequence[str]) -> list[str]:
     """The entry's models that are wanted, and wanted ones that no suite knows (a user's own)."""
     if not wanted:
-        return list(entry.models)
+        return _names(entry)
+    takes_others = not isinstance(entry, SpeedEntry) or (not entry.operators and entry.level != "ceiling")
+    if isinstance(entry, GenerationEntry):
+        takes_others = "transformers" not in entry.loops
     chosen: dict[str, None] = {}
     for name in wanted:
-        matching = [model for model in entry.models if _matches(name, model)]
-        for model in matching or ([name] if ".py:" in name or name in model_names() else []):
+        matching = [model for model in _names(entry) if _matches(name, model)]
+        is_model = takes_others and (".py:" in name or name in model_names())
+        for model in matching or ([name] if is_model else []):
             chosen[model] = None
     return list(chosen)
 
 
 def _expand_entry(
-    entry: SpeedEntry | TrainingEntry, selection: Selection, device: str, source_of: Mapping[str, Mapping[str, Any]]
+    entry: Entry, selection: Selection, device: str, source_of: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Trial]:
-    models = _selected_models(entry, selection.models)
-    seeds = selection.seeds or tuple(entry.seeds)
-    if isinstance(entry, SpeedEntry):
-        if selection.tasks:
-            return
-        dtype = entry.dtype if entry.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-        for direction in entry.directions:
-            for model in models:
-                for seq_len in selection.lengths or entry.lengths:
+    if isinstance(entry, TrainingEntry):
+        yield from _training_trials(entry, selection, device, source_of)
+    elif not selection.tasks:  # they ask no task anything
+        expand_one = _speed_trials if isinstance(entry, SpeedEntry) else _generation_trials
+        yield from expand_one(entry, selection, device)  # type: ignore[arg-type]
+
+
+def _dtype(entry: Entry, device: str) -> str:
+    return entry.dtype if entry.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+
+
+def _speed_trials(entry: SpeedEntry, selection: Selection, device: str) -> Iterator[Trial]:
+    # A ceiling's length is its own measure, which the trials' lengths do not stand in for.
+    lengths = entry.lengths if entry.level == "ceiling" else selection.lengths or entry.lengths
+    protocol: dict[str, Any] = {"level": entry.level, "sample_budget_s": entry.sample_budget_s}
+    if entry.operators:
+        protocol |= {"width": entry.width, "d_state": entry.d_state, "head_dim": entry.head_dim}
+    if entry.tokens:
+        protocol["tokens"] = entry.tokens
+    for direction in entry.directions:
+        for model in _selected_models(entry, selection.models):
+            for seq_len in lengths:
+                batches = [entry.tokens // seq_len] if entry.tokens else entry.batches or [entry.batch]
+                for batch in filter(None, batches):  # a length above the tokens has no batch
                     yield Trial(
                         kind="speed",
                         model=model,
                         task=None,
                         seq_len=seq_len,
-                        batch=entry.batch,
-                        dtype=dtype,
+                        batch=batch,
+                        dtype=_dtype(entry, device),
                         direction=direction,
                         device=device,
-                        seed=seeds[0],
-                        protocol={"level": entry.level, "sample_budget_s": entry.sample_budget_s},
+                        seed=(selection.seeds or entry.seeds)[0],
+                        protocol=dict(protocol),
                     )
-        return
+
+
+def _generation_trials(entry: GenerationEntry, selection: Selection, device: str) -> Iterator[Trial]:
+    for loop in entry.loops:
+        for model in _selected_models(entry, selection.models):
+            for prompt in selection.lengths or (entry.prompt,):
+                for batch in entry.batches:
+                    yield Trial(
+                        kind="generation",
+                        model=model,
+                        task=None,
+                        seq_len=prompt,
+                        batch=batch,
+                        dtype=_dtype(entry, device),
+                        direction="forward",
+                        device=device,
+                        seed=(selection.seeds or entry.seeds)[0],
+                        protocol={
+                            "new_tokens": entry.new_tokens, "loop": loop, "sample_budget_s": entry.sample_budget_s,
+                        },
+                    )  # fmt: skip
+
+
+def _training_trials(
+    entry: TrainingEntry, selection: Selection, device: str, source_of: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Trial]:
     score_lengths = sorted({entry.seq_len, *(selection.lengths or entry.score_lengths)})
     for task in entry.tasks:
         if selection.tasks and task not in selection.tasks:
             continue
-        for model in models:
-            for seed in seeds:
+        for model in _selected_models(entry, selection.models):
+            for seed in selection.seeds or entry.seeds:
                 yield Trial(
                     kind="training",
                     model=model,

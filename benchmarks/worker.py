@@ -1,7 +1,7 @@
 """The measurement that a trial's process runs: dispatch by kind, under the run's settings."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,16 @@ from benchmarks.training import run_training
 from harness import Trial, Unsupported
 from harness.worker import Report
 
-_KINDS = {"speed": run_speed, "training": run_training}
+Measure = Callable[[Trial, Mapping[str, Any], Report], Mapping[str, Any]]
+
+
+def _run_generation(trial: Trial, context: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
+    from benchmarks.generation import run_generation  # few runs need what it imports
+
+    return run_generation(trial, context, report)
+
+
+_KINDS: dict[str, Measure] = {"speed": run_speed, "training": run_training, "generation": _run_generation}
 
 
 def execute(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:

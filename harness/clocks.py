@@ -2,8 +2,12 @@
 
 A sample is one number that can be compared with others of the same trial: the mean time of a call
 over a short run of calls, long enough that the clock's own cost (under 0.1 us) cannot show.
+
+A GPU works behind the host, which issues calls and runs ahead. Where issuing takes as long as the
+work, the figure is the host's: such a timing is marked as launch-bound.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +19,11 @@ MIN_SAMPLES = 5
 MAX_SAMPLES = 30
 _SHORTEST_SAMPLE_NS = 2_000_000
 _MORE_WARM_UP_CALLS = 2
+LAUNCH_BOUND_SHARE = 0.9
+"""Of the device's time: from there on the host's time decides. A call of more than about a thousand kernels
+fills the queue of launches and waits for the device; it is marked as well, since the two cannot be told apart."""
+L2_POLICY = "warm: every call works on the same buffers, and nothing is flushed between calls"
+"""Of the last-level cache, as a training or decoding step finds it. What exceeds the cache is not served from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +33,27 @@ class Timing:
     samples_ms: list[float]
     calls_per_sample: int
     clock: str
+    host_ms: list[float] | None = None
+    """Host time to issue one call to an idle device; None where the call is the host's own work."""
+    l2_policy: str = L2_POLICY
 
     @property
     def few_samples(self) -> bool:
         return len(self.samples_ms) < MIN_SAMPLES
 
+    @property
+    def launch_bound(self) -> bool | None:
+        """Whether issuing a call takes as long as the device works on it; None without a device."""
+        if not self.host_ms:
+            return None
+        return statistics.median(self.host_ms) >= LAUNCH_BOUND_SHARE * statistics.median(self.samples_ms)
+
 
 def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: float) -> Timing:
-    """Time ``call`` within about ``budget_s`` seconds, warm-up included.
+    """Time ``call`` within about ``budget_s`` seconds, warm-up included; on CUDA a quarter more for the host's time.
 
     One call at least warms up, and one sample at least is taken, however long they take; there are
-    :data:`MIN_SAMPLES` or more where they fit the budget. Caches are warm: every call works on the
-    same buffers, as a training step or a decoding step does.
+    :data:`MIN_SAMPLES` or more where they fit the budget. Caches are warm, see :data:`L2_POLICY`.
     """
     clock = _cuda_run_ms if device.type == "cuda" else _cpu_run_ms
     began = time.perf_counter_ns()
@@ -54,7 +72,24 @@ def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: fl
         samples_ms=samples_ms,
         calls_per_sample=calls,
         clock="cuda_events" if device.type == "cuda" else "perf_counter_ns",
+        host_ms=issue_times_ms(call, torch.cuda.synchronize, budget_s=budget_s / 4) if device.type == "cuda" else None,
     )
+
+
+def issue_times_ms(call: Callable[[], object], synchronize: Callable[[], object], *, budget_s: float) -> list[float]:
+    """How long the host takes to issue a call, each to an idle device: one to :data:`MIN_SAMPLES` times.
+
+    ``budget_s`` covers the device's work as well, which is waited for.
+    """
+    began = time.perf_counter_ns()
+    samples_ms: list[float] = []
+    while len(samples_ms) < MIN_SAMPLES and (not samples_ms or _elapsed_s(began) < budget_s):
+        synchronize()
+        started = time.perf_counter_ns()
+        call()
+        samples_ms.append((time.perf_counter_ns() - started) / 1e6)
+    synchronize()
+    return samples_ms
 
 
 def time_once_ms(call: Callable[[], object], device: torch.device) -> float:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,81 @@ def _gpu() -> dict[str, Any] | None:
     return dict(zip(queries, answer.splitlines()[0].split(", "), strict=False)) if answer else None
 
 
-def gpu_clocks() -> Mapping[str, str]:
-    """Clocks and throttling at this moment, for a record; empty without nvidia-smi."""
-    queries = ("clocks.sm", "clocks.mem", "temperature.gpu", "clocks_event_reasons.active")
-    answer = _output(["nvidia-smi", f"--query-gpu={','.join(queries)}", "--format=csv,noheader"])
-    return dict(zip(queries, answer.splitlines()[0].split(", "), strict=False)) if answer else {}
+CLOCK_QUERIES = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
+REASON_QUERIES = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+"""One thing, renamed by drivers of 2023."""
+CLOCK_REASONS = {
+    0x1: "idle",
+    0x2: "application clocks",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks",
+}
+"""What the bits mean (NVML's ``nvmlClocksEventReason…``): why clocks are below their maximum at this moment."""
+
+
+class ClockReading:
+    """Clocks and active throttle reasons of the first GPU, asked for in the background.
+
+    nvidia-smi takes a tenth of a second or more: what a trial has to do anyway covers that.
+    """
+
+    def __init__(self) -> None:
+        self._asked = self._ask(REASON_QUERIES[0])
+
+    def _ask(self, *reasons: str) -> "subprocess.Popen[str] | None":
+        queries = ",".join((*CLOCK_QUERIES, *reasons))
+        command = ["nvidia-smi", f"--query-gpu={queries}", "--format=csv,noheader"]
+        try:
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        except OSError:
+            return None
+
+    def read(self) -> dict[str, Any]:
+        """What was asked for; without the reasons where the driver knows neither name, empty without nvidia-smi."""
+        answer = self._wait(self._asked)
+        for reasons in (REASON_QUERIES[1:], ()):
+            if not answer and self._asked is not None:
+                answer = self._wait(self._ask(*reasons))
+        return parse_clocks(answer)
+
+    @staticmethod
+    def _wait(asked: "subprocess.Popen[str] | None") -> str:
+        if asked is None:
+            return ""
+        try:
+            answer, _ = asked.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            asked.kill()
+            asked.communicate()
+            return ""
+        return answer if asked.returncode == 0 else ""
+
+
+def gpu_clocks() -> dict[str, Any]:
+    """Clocks and throttle reasons at this moment; empty without nvidia-smi."""
+    return ClockReading().read()
+
+
+def parse_clocks(answer: str) -> dict[str, Any]:
+    """nvidia-smi's line of :data:`CLOCK_QUERIES` and, where known, the reasons as a list of words."""
+    if not answer.strip():
+        return {}
+    values = answer.splitlines()[0].split(", ")
+    reading: dict[str, Any] = dict(zip(CLOCK_QUERIES, values, strict=False))
+    if len(values) > len(CLOCK_QUERIES):
+        try:
+            bits = int(values[len(CLOCK_QUERIES)], 16)
+        except ValueError:  # [N/A]: a virtual GPU, say
+            return reading
+        names = [name for bit, name in CLOCK_REASONS.items() if bits & bit]
+        unknown = bits & ~sum(CLOCK_REASONS)
+        reading["throttle_reasons"] = names + ([f"{unknown:#x}"] if unknown else [])
+    return reading
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:

@@ -114,6 +114,7 @@ def memory_of(work: Callable[[], object], device: torch.device) -> dict[str, int
             "peak_alloc_bytes": torch.cuda.max_memory_allocated(device) - before,
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
         }
+    gc.collect()  # what is freed while the profiler looks would count against what is allocated
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         torch.empty(1)  # the profiler's first event sets up its buffers

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["training", "speed", "eval"]
+Kind = Literal["training", "speed", "generation", "eval"]
 Direction = Literal["forward", "train"]
 Status = Literal["ok", "oom", "timeout", "killed", "error", "unsupported", "skipped", "wrong"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -21,7 +21,7 @@ def canonical_json(value: Any) -> str:
 class Trial:
     """What is measured. Two equal trials are the same measurement, whoever asks for it.
 
-    ``task`` is None where a trial needs tokens but no question (kind ``speed``). ``protocol`` holds
+    ``task`` is None where a trial needs tokens but no question (kinds ``speed`` and ``generation``). ``protocol`` holds
     the choices that belong to the kind, as plain JSON values.
     """
 
@@ -52,8 +52,12 @@ class Trial:
         return hash(canonical_json(self.as_dict()))
 
     def __str__(self) -> str:
+        length = f"L={format_length(self.seq_len)}"
+        if self.kind == "generation":
+            return f"{self.kind} {self.model} {self.protocol.get('loop', '')} {length} B={self.batch or 'most'}"
         what = self.task or f"{self.protocol.get('level', '')} {self.direction}".strip()
-        return f"{self.kind} {self.model} {what} L={format_length(self.seq_len)}"
+        batch = f" B={self.batch}" if self.kind == "speed" and self.batch != 1 else ""
+        return f"{self.kind} {self.model} {what} {length}{batch}"
 
 
 def format_length(seq_len: int) -> str:

@@ -97,7 +97,8 @@ def build_model(
     """A freshly initialised model. The same seed gives the same weights on every device."""
     model = find_factory(name)(vocab_size=vocab_size)
     model.init_weights(torch.Generator().manual_seed(seed))
-    return model.to(device).cast(dtype)
+    # Cast first: float32 weights of a large model would be the GPU's peak.
+    return model.cast(dtype).to(device)
 
 
 def build_fake_model(name: str, *, vocab_size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:

@@ -16,7 +16,7 @@ import pandas as pd
 from reports import fits, style
 from reports.frames import SPEED_GROUP, TRAINING_GROUP
 from reports.quality import task_title
-from reports.scaling import curves, memory_points
+from reports.scaling import curves, memory_points, slope_points
 
 Verdict = Literal["shown", "not shown", "not measured"]
 Finding = tuple[bool, str]  # whether it shows, and the numbers that say so
@@ -227,9 +227,9 @@ def _time_grows(speed: pd.DataFrame, name: str, level: str, direction: str) -> C
     findings = [
         finding
         for rows in _groups(speed, level, direction)
-        for model, lengths in curves(rows).items()
+        for model in curves(rows)
         if style.family(model) == name
-        for finding in _slope(_label(model, rows), fits.medians(lengths), wanted, excluded)
+        for finding in _slope(_label(model, rows), slope_points(rows, model), wanted, excluded)
     ]
     return _decide(
         f"{name}-time-{power}-{level}-{direction}",
@@ -259,7 +259,8 @@ def _memory_linear(speed: pd.DataFrame, name: str) -> Contrast:
 
 
 def _groups(speed: pd.DataFrame, level: str, direction: str) -> list[pd.DataFrame]:
-    mine = speed[(speed["level"] == level) & (speed["direction"] == direction)]
+    # At a constant number of tokens a batch, time and memory of a linear model do not grow with length at all.
+    mine = speed[(speed["level"] == level) & (speed["direction"] == direction) & speed["tokens"].isna()]
     return [rows for _, rows in mine.groupby(SPEED_GROUP, dropna=False)]
 
 

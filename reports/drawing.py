@@ -2,7 +2,7 @@
 
 A figure's rows are made first and drawn from alone, so its CSV holds exactly what is seen. Columns: model, mark, the
 x column, value, low, high, n, status, note. Marks: measured, predicted, seed, failed, slope, crossover, chance,
-train_len, parity, mean.
+train_len, parity, mean, published, launch_bound, few_samples (the last two repeat the point that they flag).
 """
 
 from __future__ import annotations
@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GREY, GRID, ALERT = "#222222", "#6B6B6B", "#E3E3E3", "#A61B1B"
+PUBLISHED = "#8C8C8C"
+# As the families that they are of; the first word that a curve's name holds counts.
+PUBLISHED_MARKERS = {
+    "PyTorch": "v",
+    "Scan": "o",
+    "Mamba": "o",
+    "Convolution": "^",
+    "Attention": "s",
+    "Transformer": "s",
+}
+MANY_LABELS = 14  # from more on a legend is set smaller
+# mark -> (marker size, face, what the legend says)
+FLAGS = {
+    "launch_bound": (11.0, "none", "launch-bound: the host takes as long as the device"),
+    "few_samples": (2.2, INK, "few samples (fewer than 5)"),
+}
 COLUMNS = ["model", "mark", "seq_len", "value", "low", "high", "n", "status", "note"]
 # 900 px wide at 100 dpi is what the text sizes are meant for; the height grows with the legend and the rail, so that
 # the panel keeps its own.
@@ -123,7 +139,14 @@ def value_axis(axes: Axes, label: str, form: str, values: Sequence[float]) -> No
     known = [value for value in values if math.isfinite(value) and value > 0]
     base = 2 if form == "bytes" else 10
     axes.set_yscale("log", base=base)
-    show = {"bytes": style.num_bytes, "ms": style.tick_milliseconds, "ratio": style.times}[form]
+    forms = {
+        "bytes": style.num_bytes,
+        "ms": style.tick_milliseconds,
+        "ratio": style.times,
+        "rate": style.rate,
+        "share": style.share,
+    }
+    show = forms[form]
     if known:
         low, high = min(known) / 1.4, max(known) * 1.4
         axes.set_ylim(low, high)
@@ -163,6 +186,7 @@ def draw_curves(axes: Axes, data: pd.DataFrame, styles: Styles, x: str = "seq_le
             measured["value"],
             color=look.color,
             marker=look.marker,
+            linestyle=look.line,
             markersize=4.5 + 2.5 * weight,
             linewidth=1.5 + 1.2 * weight,
         )
@@ -190,13 +214,56 @@ def draw_curves(axes: Axes, data: pd.DataFrame, styles: Styles, x: str = "seq_le
         )
 
 
-def draw_rail(axes: Axes, data: pd.DataFrame, styles: Styles) -> None:
+def draw_flags(axes: Axes, data: pd.DataFrame, x: str = "seq_len") -> list[Any]:
+    """Rings around launch-bound points and dots in points of few samples; returns what the legend says of them."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for mark, (size, face, label) in FLAGS.items():
+        rows = data[data["mark"] == mark]
+        if rows.empty:
+            continue
+        looks: dict[str, Any] = {"marker": "o", "markersize": size, "markerfacecolor": face, "markeredgewidth": 0.9}
+        axes.plot(rows[x], rows["value"], linestyle="", color=INK, zorder=4, **looks)
+        handles.append(Line2D([], [], linestyle="", color=INK, label=label, **looks))
+    return handles
+
+
+def draw_published(axes: Axes, data: pd.DataFrame, x: str = "seq_len") -> list[Any]:
+    """Published curves, thin and grey with hollow markers; returns what the legend says of them."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    curves = data[data["mark"] == "published"].groupby("note", sort=True)
+    for note, rows in curves:
+        looks: dict[str, Any] = {
+            "color": PUBLISHED,
+            "marker": next((sign for word, sign in PUBLISHED_MARKERS.items() if word in str(note)), "D"),
+            "markerfacecolor": "white",
+            "markersize": 4,
+            "linewidth": 0.9,
+        }
+        axes.plot(rows.sort_values(x)[x], rows.sort_values(x)["value"], zorder=1.5, **looks)
+        handles.append(Line2D([], [], label=str(note), **looks))
+    return handles
+
+
+def draw_rail(axes: Axes, data: pd.DataFrame, styles: Styles, x: str = "seq_len") -> None:
     """A strip above the axes with one line a model: a marker where a trial has no figure, by its status."""
+    from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+
     failed = data[data["mark"] == "failed"]
     models = sorted(failed["model"].unique())
     if not models:
         return
-    rail = axes.inset_axes((0, 1.02, 1, (RAIL_LINE_IN * len(models) + 0.06) / PANEL_IN))
+    # Measured in inches above the panel: a share of the panel's height would not settle while the sheet is laid out.
+    sheet = axes.get_figure(root=True)
+    assert sheet is not None
+    inches = sheet.dpi_scale_trans + ScaledTranslation(0, 1, axes.transAxes)  # type: ignore[arg-type]
+    rail = axes.inset_axes(
+        (0, 0.07, 1, RAIL_LINE_IN * len(models) + 0.06),
+        transform=blended_transform_factory(axes.transAxes, inches),
+    )
     rail.set_xscale("log", base=2)
     rail.set_xlim(axes.get_xlim())
     rail.set_ylim(len(models) - 0.5, -0.5)
@@ -210,7 +277,7 @@ def draw_rail(axes: Axes, data: pd.DataFrame, styles: Styles) -> None:
             color, sign = styles[model].color, style.STATUSES.get(str(status), "*")
             glyph = sign.startswith("$")  # a character is as small as its ink, and an outline would blur it
             rail.scatter(
-                rows["seq_len"],
+                rows[x],
                 [line] * len(rows),
                 marker=sign,
                 s=64 if glyph else 36,
@@ -228,8 +295,9 @@ def add_legend(
     styles: Styles,
     labels: Mapping[str, str],
     extra: Sequence[Any] = (),
+    last: Sequence[Any] = (),
 ) -> None:
-    """One legend below the panels: models with their figures, then what the marks mean."""
+    """One legend below the panels: models with their figures, then what the marks mean, then the last."""
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
@@ -243,7 +311,7 @@ def add_legend(
             marker=styles[model].marker,
             markersize=5,
             linewidth=1.8,
-            linestyle="-" if model in set(curves["model"]) else "",
+            linestyle=styles[model].line if model in set(curves["model"]) else "",
             label=labels.get(model, model),
         )
         for model in present
@@ -278,12 +346,14 @@ def add_legend(
                 markerfacecolor="white" if status in style.HOLLOW else GREY,
             )
         )
-    columns = _columns([str(handle.get_label()) for handle in handles])
+    handles += last
+    size = 9 if len(handles) <= MANY_LABELS else 8
+    columns = _columns([str(handle.get_label()) for handle in handles], size)
     sheet.legend(
         handles=handles,
         loc="outside lower left",
         ncols=columns,
-        fontsize=9,
+        fontsize=size,
         frameon=False,
         handlelength=2.4,
         columnspacing=1.6,
@@ -298,14 +368,16 @@ def add_legend(
         text.set_parse_math(False)  # a name is text, also where it holds dollar signs
 
 
-def _columns(labels: Sequence[str]) -> int:
+def _columns(labels: Sequence[str], font_size: float = 9) -> int:
     """The most columns in which these labels fit the width; they are filled downwards, as evenly as can be."""
     for count in range(min(5, len(labels)), 1, -1):
         size, more = divmod(len(labels), count)
         stops = [size * (index + 1) + min(index + 1, more) for index in range(count)]
         parts = [labels[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-        # A character of 9 pt text is about 0.067 in wide; a handle and the space around it take 0.75 in.
-        if sum(max(map(len, part)) * 0.067 + 0.75 for part in parts) <= WIDTH_IN - 0.2:
+        # A character of 9 pt text is up to 0.067 in wide, less on average in a long label; a handle and the space
+        # around it take 0.75 in.
+        wide = 0.067 if font_size == 9 else 0.0575
+        if sum(max(map(len, part)) * wide + 0.75 for part in parts) <= WIDTH_IN - 0.2:
             return count
     return 1
 

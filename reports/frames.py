@@ -21,8 +21,11 @@ Environments = Mapping[str, Mapping[str, Any]]
 # Two environments that differ only in these are the same section: a trial's id already holds the version of the code
 # that it uses, and clocks and dates are readings, not settings.
 VOLATILE = frozenset({"commit", "dirty", "clocks", "date", "started_at", "created_at", "env_id"})
-SPEED_GROUP = ["section", "level", "direction", "dtype", "batch", "variant"]
+# mode: a constant batch, or a constant number of tokens a batch; scale: an operator's shapes, or a model's size.
+SPEED_GROUP = ["section", "level", "direction", "dtype", "mode", "scale", "variant"]
+BATCH_GROUP = ["section", "scale", "seq_len", "dtype", "variant"]
 TRAINING_GROUP = ["section", "task", "train_len", "direction", "dtype", "batch", "source", "variant"]
+MIN_BATCHES = 3
 ALLOCATOR, RSS = "allocator peak", "peak RSS above the process's baseline"
 NUMBERS = [
     "tokens_per_s",
@@ -41,7 +44,15 @@ NUMBERS = [
     "train_tokens",
     "steps_to_threshold",
     "chance",
+    "rate",
+    "decode_tokens_per_s",
+    "largest_batch",
+    "capture_ms",
 ]
+SAMPLES = ("host_ms", "prefill_ms", "decode_ms")
+COSTS = ("bytes", "flops", "exps")
+# What a group or a curve already says; the rest of a protocol may be varied within one group.
+GROUPED = ("level", "source", "tokens", "width", "d_state", "head_dim", "loop", "new_tokens")
 INTERVALS = ("accuracy", "bits_per_token")
 SCORE_COLUMNS = ["scored_len", "score_status", "reason", "latency_ms", "tokens_per_s", "predicted_latency_ms"]
 
@@ -109,8 +120,11 @@ def trials_frame(records: Iterable[Record], environments: Environments | None = 
 
 
 def speed_frame(trials: pd.DataFrame) -> pd.DataFrame:
-    """The speed trials, with the memory that is compared: the allocator's peak where every one has it, else RSS."""
-    frame = trials[trials["kind"] == "speed"].copy()
+    """The speed trials but the ceilings, with the memory that is compared.
+
+    That is the allocator's peak where every trial of a group has it, else the RSS above the baseline.
+    """
+    frame = trials[(trials["kind"] == "speed") & (trials["level"] != "ceiling")].copy()
     frame["memory_bytes"], frame["memory_basis"] = np.nan, None
     frame["memory_basis"] = frame["memory_basis"].astype(object)
     for _, rows in frame.groupby(SPEED_GROUP, dropna=False):
@@ -122,6 +136,40 @@ def speed_frame(trials: pd.DataFrame) -> pd.DataFrame:
         frame.loc[ok.index, "memory_bytes"] = memory.where(memory > 0)
         frame.loc[rows.index, "memory_basis"] = ALLOCATOR if allocator else RSS
     return frame.reset_index(drop=True)
+
+
+def ceilings_frame(trials: pd.DataFrame) -> pd.DataFrame:
+    """The ceilings that were measured beside the trials: what this device can move and compute at best."""
+    return trials[(trials["kind"] == "speed") & (trials["level"] == "ceiling")].reset_index(drop=True)
+
+
+def generation_frame(trials: pd.DataFrame) -> pd.DataFrame:
+    """The generation trials; `points_batch` is the batch of the figures, of a search the largest that fits."""
+    frame = trials[trials["kind"] == "generation"].copy()
+    frame["points_batch"] = frame["batch"].where(frame["batch"] > 0, frame["largest_batch"])
+    return frame.reset_index(drop=True)
+
+
+def has_speed_suite(trials: pd.DataFrame) -> bool:
+    """Whether speed was measured for its own sake, beyond the few figures that go with a run of tasks."""
+    speed = trials[trials["kind"] == "speed"]
+    beyond = speed["level"].isin(["block", "ceiling"]) | speed["width"].notna() | speed["tokens"].notna()
+    return bool(beyond.any() or (trials["kind"] == "generation").any() or len(batch_sweeps(speed)))
+
+
+def batch_sweeps(speed: pd.DataFrame) -> pd.DataFrame:
+    """The trials of models that were trained at one length with three batches or more (memory against batch)."""
+    trained = speed[(speed["level"] == "model") & (speed["direction"] == "train") & speed["tokens"].isna()]
+    point = ["section", "model", "seq_len", "dtype", "variant"]
+    num_batches = trained.groupby(point, dropna=False)["batch"].transform("nunique")
+    return trained[num_batches >= MIN_BATCHES]
+
+
+def length_groups(speed: pd.DataFrame) -> list[pd.DataFrame]:
+    """The groups of comparable trials whose figures run along the length; not a single length of a sweep of batches."""
+    swept = set(batch_sweeps(speed)["trial_id"])
+    groups = [rows for _, rows in speed.groupby(SPEED_GROUP, dropna=False, sort=True)]
+    return [rows for rows in groups if rows["seq_len"].nunique() > 1 or not set(rows["trial_id"]) <= swept]
 
 
 def training_frame(trials: pd.DataFrame) -> pd.DataFrame:
@@ -204,6 +252,10 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         "device": device,
         **{key: number(trial.get(key)) for key in ("seq_len", "batch", "seed")},
         "level": protocol.get("level"),
+        **{key: number(protocol.get(key)) for key in ("tokens", "width", "d_state", "head_dim", "new_tokens")},
+        "loop": protocol.get("loop"),
+        "mode": _mode(trial, protocol),
+        "scale": _scale(trial, protocol),
         "protocol": dict(protocol),
         "section": section_label(environment, env_id, device),
         "section_key": section_key(environment, env_id, device),
@@ -219,6 +271,13 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         "latency_q3_ms": q3,
         "latency_n": float(len(latency)) if latency else np.nan,
         **{key: number(metrics.get(key)) for key in NUMBERS},
+        **{key: samples(metrics.get(key)) for key in SAMPLES},
+        **{f"cost_{key}": number((metrics.get("cost") or {}).get(key)) for key in COSTS},
+        "rate_unit": metrics.get("rate_unit"),
+        "launch_bound": metrics.get("launch_bound") is True,
+        "few_samples": bool(metrics.get("few_samples")) and bool(latency),
+        "l2_policy": metrics.get("l2_policy"),
+        "gpu_clocks": metrics.get("gpu_clocks"),
         **{key: value for name in INTERVALS for key, value in interval(metrics.get(name), name).items()},
         "intervals": {name: metrics.get(name) for name in INTERVALS},
         "scores": metrics.get("scores") or [],
@@ -231,6 +290,24 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         "embedded": source.get("kind") == "embedded",
         "variant": "",
     }
+
+
+def _mode(trial: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """Batch 8, or 64K tokens a batch."""
+    tokens = number(protocol.get("tokens"))
+    if not np.isnan(tokens):
+        return f"{style.length(tokens)} tokens a batch"
+    return f"batch {style.figure(number(trial.get('batch')))}"
+
+
+def _scale(trial: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """Shapes of an operator that was timed on its own, or the size that a model's name ends in."""
+    width = number(protocol.get("width"))
+    if np.isnan(width):
+        return style.size(str(trial.get("model"))) or ""
+    names = (("d_state", "state"), ("head_dim", "heads of"))
+    parts = [f"{name} {number(protocol.get(key)):.0f}" for key, name in names if protocol.get(key)]
+    return ", ".join([f"width {width:.0f}", *parts])
 
 
 def _source_name(source: Mapping[str, Any]) -> str | None:
@@ -270,6 +347,7 @@ def _variants(frame: pd.DataFrame) -> pd.Series:
     """
     variants = pd.Series("", index=frame.index, dtype=object)
     point = ["section", "kind", "model", "task", "seq_len", "level", "direction", "dtype", "batch", "seed"]
+    point += ["mode", "scale"]
     for _, rows in frame.groupby("kind", dropna=False):
         flat = pd.DataFrame([_flat(protocol) for protocol in rows["protocol"]], index=rows.index).astype(object)
         joined = rows[point].join(flat.add_prefix("protocol "))
@@ -286,7 +364,7 @@ def _flat(protocol: Mapping[str, Any]) -> dict[str, str]:
     flat = {
         key: json.dumps(value, sort_keys=True, default=str).strip('"')
         for key, value in protocol.items()
-        if key not in ("level", "source")
+        if key not in GROUPED
     }
     source = protocol.get("source")
     if isinstance(source, Mapping):

@@ -14,6 +14,7 @@ import pandas as pd
 from reports import frames, style, tables
 from reports.contrasts import Contrast, Verdict, judge_contrasts
 from reports.document import Block, Bullets, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from reports.speed_claims import judge_speed_claims
 
 if TYPE_CHECKING:
     from reports.drawing import Drawing
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 TITLE = "What sequence models get right, and what length costs"
 WHAT_TO_RUN = "run `seqbench run quick` first, or name a records.jsonl or a folder that holds one"
 PNG_DPI = 160
+LONG_TABLE = 40  # rows; longer ones are folded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What was measured in one environment on one device, and what it says."""
+    """What was measured in one environment on one device, and what it says.
+
+    claims: about speed; empty where speed was not measured for its own sake.
+    """
 
     label: str
     trials: pd.DataFrame
@@ -33,6 +38,7 @@ class Section:
     training: pd.DataFrame
     scores: pd.DataFrame
     contrasts: list[Contrast]
+    claims: list[Contrast]
 
 
 def write_report(records_paths: Sequence[Path], out_dir: Path) -> Path:
@@ -88,6 +94,9 @@ def sections_of(records: Sequence[frames.Record], environments: frames.Environme
                 training=training,
                 scores=scores,
                 contrasts=judge_contrasts(speed, scores),
+                claims=judge_speed_claims(speed, frames.generation_frame(trials))
+                if frames.has_speed_suite(trials)
+                else [],
             )
         )
     return found
@@ -135,6 +144,7 @@ def save(drawing: Drawing, folder: Path) -> Picture:
     with matplotlib.rc_context({"svg.hashsalt": drawing.name, "svg.fonttype": "path"}):
         drawing.figure.savefig(picture, format="svg", metadata={"Date": None})
     (folder / f"{drawing.name}.svg").write_bytes(picture.getvalue())
+    drawing.figure.set_layout_engine("none")  # laid out already, and that takes longer than drawing
     drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=PNG_DPI, metadata={"Software": None})
     drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
     return Picture(name=drawing.name, title=drawing.title, caption=drawing.caption, svg=picture.getvalue())
@@ -153,7 +163,7 @@ def _opening(sections: Sequence[Section], notes: Sequence[str]) -> list[Block]:
         blocks.append(Bullets(items=notes, warning=True))
     blocks.append(Heading(text="Known contrasts"))
     if len(sections) == 1:
-        return blocks + _contrast_blocks(sections[0])
+        return blocks + _contrast_blocks(sections[0].contrasts)
     table = pd.DataFrame(
         [
             {"Contrast": row[0].statement} | {s.label: c.verdict for s, c in zip(sections, row, strict=True)}
@@ -163,12 +173,12 @@ def _opening(sections: Sequence[Section], notes: Sequence[str]) -> list[Block]:
     return [*blocks, Paragraph(text="Evidence and rules stand in each environment's section."), Table(frame=table)]
 
 
-def _contrast_blocks(section: Section) -> list[Block]:
-    verdicts = [contrast.verdict for contrast in section.contrasts]
+def _contrast_blocks(contrasts: Sequence[Contrast]) -> list[Block]:
+    verdicts = [contrast.verdict for contrast in contrasts]
     known: tuple[Verdict, ...] = ("shown", "not shown", "not measured")
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in known)
     # What was measured stands first; within a verdict the order is the contrasts' own.
-    ordered = sorted(section.contrasts, key=lambda contrast: known.index(contrast.verdict))
+    ordered = sorted(contrasts, key=lambda contrast: known.index(contrast.verdict))
     return [
         Paragraph(
             text=f"{counts}. Each is decided from the records by the rule beside it; a contrast that does "
@@ -183,15 +193,20 @@ def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts:
 
     blocks: list[Block] = [Heading(text=section.label)]
     if with_contrasts:
-        blocks += [Heading(text="Known contrasts", level=3), *_contrast_blocks(section)]
-    blocks += [Heading(text="Models", level=3), Table(frame=tables.models_table(section.trials))]
+        blocks += [Heading(text="Known contrasts", level=3), *_contrast_blocks(section.contrasts)]
+    if section.claims:
+        blocks += [Heading(text="Claims about speed and memory", level=3), *_contrast_blocks(section.claims)]
+    with_models = section.trials[section.trials["level"] != "ceiling"]
+    blocks += [Heading(text="Models", level=3), Table(frame=tables.models_table(with_models))]
     for title, frame in (
         ("What length costs, in numbers", tables.scaling_table(section.speed)),
         ("Data", tables.data_table(section.training)),
     ):
         if len(frame):
             blocks += [Heading(text=title, level=3), Table(frame=frame)]
-    drawings = all_figures(section.speed, section.training, section.scores)
+    if section.claims:
+        blocks += _speed_blocks(section)
+    drawings = all_figures(section.speed, section.training, section.scores, section.trials)
     if drawings:
         blocks.append(Heading(text="Figures", level=3))
     blocks += [save(replace(drawing, name=prefix + drawing.name), folder) for drawing in drawings]
@@ -207,6 +222,48 @@ def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts:
         blocks.append(
             Table(frame=tables.scores_table(section.scores), folded=f"All {len(section.scores)} scored lengths")
         )
+    return blocks
+
+
+def _speed_blocks(section: Section) -> list[Block]:
+    """The tables that only a run has that measured speed for its own sake; those without rows are left out."""
+    from reports import speed_tables
+    from reports.roofline import LIMIT_NOTE, ceilings_of
+
+    speed, generated = section.speed, frames.generation_frame(section.trials)
+    ceilings = frames.ceilings_frame(section.trials)
+    parts = (
+        ("Crossovers of every pair", "", speed_tables.crossovers_table(speed)),
+        (
+            "Speedup over attention at each length",
+            "Ratio of medians with its 95 % bootstrap interval over the samples.",
+            speed_tables.speedups_table(speed),
+        ),
+        ("Ceilings of this device", "", speed_tables.ceilings_table(ceilings)),
+        ("Operators and their own limits", LIMIT_NOTE, speed_tables.limits_table(speed, ceilings_of(ceilings))),
+        (
+            "Predicted beside measured peak memory",
+            "Median over the lengths, with the smallest and the largest.",
+            speed_tables.predictions_table(speed),
+        ),
+        ("Generation", "", speed_tables.generation_table(generated)),
+        (
+            "Generation: speedup over attention",
+            "Tokens a second, prefill included; each model under its fastest loop.",
+            speed_tables.generation_speedups_table(generated),
+        ),
+        (
+            "Training memory against batch",
+            "GB are 10^9 bytes here, as in the published table.",
+            speed_tables.batch_memory_table(speed),
+        ),
+    )
+    blocks: list[Block] = []
+    for title, words, frame in parts:
+        if len(frame):
+            blocks.append(Heading(text=title, level=3))
+            blocks += [Paragraph(text=words)] if words else []
+            blocks.append(Table(frame=frame, folded=f"All {len(frame)} rows" if len(frame) > LONG_TABLE else ""))
     return blocks
 
 

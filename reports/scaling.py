@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
@@ -16,6 +16,8 @@ from reports.drawing import (
     Styles,
     add_legend,
     draw_curves,
+    draw_flags,
+    draw_published,
     draw_rail,
     length_axis,
     new_figure,
@@ -23,14 +25,19 @@ from reports.drawing import (
     value_axis,
 )
 from reports.frames import SPEED_GROUP
+from reports.published import PublishedPoint
 
-ATTENTION = "transformer"
+BEST = "the fastest attention"
+# Of many curves only these have their crossover drawn; the table holds every pair.
+HEADLINES = ("selective_scan", "ssd", "fft_conv", "mamba", "mamba2", "s4d")
+MAX_CROSSINGS = 4
+Curves = dict[str, dict[float, tuple[float, ...]]]
 
 
-def curves(frame: pd.DataFrame) -> dict[str, dict[float, tuple[float, ...]]]:
+def curves(frame: pd.DataFrame) -> Curves:
     """model -> length -> latency samples of all seeds, of the trials that ended well."""
-    found: dict[str, dict[float, tuple[float, ...]]] = {}
-    for row in frame[frame["status"] == "ok"].to_dict("records"):
+    found: Curves = {}
+    for row in frame.loc[frame["status"] == "ok", ["model", "seq_len", "latency_ms"]].to_dict("records"):
         if row["latency_ms"]:
             lengths = found.setdefault(row["model"], {})
             lengths[row["seq_len"]] = lengths.get(row["seq_len"], ()) + row["latency_ms"]
@@ -47,23 +54,71 @@ def memory_points(frame: pd.DataFrame) -> dict[str, dict[float, float]]:
     return found
 
 
+def slope_points(frame: pd.DataFrame, model: str) -> dict[float, float]:
+    """Length to median time, without launch-bound points: their time is the host's, whatever the length."""
+    mine = frame[(frame["model"] == model) & ~frame["launch_bound"]]
+    return fits.medians(curves(mine).get(model, {}))
+
+
 def attention_for(model: str, models: list[str]) -> str | None:
     """The attention model that a model is compared with: the one of its size, else the only one."""
-    attention = [name for name in models if style.family(name) == ATTENTION]
-    if style.family(model) == ATTENTION:
+    if style.is_attention(model):
         return None
-    same = [name for name in attention if style.size(name) == style.size(model)]
-    return same[0] if same else attention[0] if len(attention) == 1 else None
+    attention = [name for name in models if style.is_attention(name) and name not in style.OPERATORS]
+    plain = [name for name in attention if style.family(name) == style.ATTENTION] or attention
+    same = [name for name in plain if style.size(name) == style.size(model)]
+    return same[0] if same else plain[0] if len(plain) == 1 else None
 
 
-def crossovers(frame: pd.DataFrame) -> list[tuple[str, str, fits.Crossover]]:
-    """(attention, model, crossover) of each model that shares at least two lengths with its attention model."""
+def best_attention(by_model: Curves) -> dict[float, tuple[float, ...]]:
+    """Length -> samples of the attention kernel that is fastest there (by the median)."""
+    found: dict[float, tuple[float, ...]] = {}
+    for model in sorted(by_model):
+        if model in style.OPERATORS and style.is_attention(model):
+            for seq_len, latency in by_model[model].items():
+                if seq_len not in found or pd.Series(latency).median() < pd.Series(found[seq_len]).median():
+                    found[seq_len] = latency
+    return found
+
+
+def reference_for(model: str, by_model: Curves) -> tuple[str, dict[float, tuple[float, ...]]] | None:
+    """What a model or operator is compared with: attention of its size, or at each length the fastest kernel."""
+    if style.is_attention(model):
+        return None
+    if model in style.OPERATORS:
+        kernels = [name for name in by_model if name in style.OPERATORS and style.is_attention(name)]
+        if len(kernels) == 1:
+            return kernels[0], by_model[kernels[0]]
+        return (BEST, best_attention(by_model)) if kernels else None
+    name = attention_for(model, sorted(by_model))
+    return (name, by_model[name]) if name else None
+
+
+def references_for(model: str, by_model: Curves) -> list[tuple[str, dict[float, tuple[float, ...]]]]:
+    """Everything that attends and that a model or operator may be compared with, the reference first."""
+    first = reference_for(model, by_model)
+    if first is None:
+        return []
+    others = [
+        (name, by_model[name])
+        for name in sorted(by_model)
+        if style.is_attention(name) and (name in style.OPERATORS) == (model in style.OPERATORS) and name != first[0]
+    ]
+    return [first, *others]
+
+
+def crossovers(frame: pd.DataFrame, every_pair: bool = False) -> list[tuple[str, str, fits.Crossover]]:
+    """(attention, model, crossover) of each model that shares at least two lengths with its reference.
+
+    With every_pair, with each attention model or kernel of the group.
+    """
     by_model = curves(frame)
     found = []
     for model in sorted(by_model):
-        reference = attention_for(model, sorted(by_model))
-        if reference and (cross := fits.crossover(by_model[reference], by_model[model], (reference, model))):
-            found.append((reference, model, cross))
+        first = reference_for(model, by_model)
+        for name, samples in references_for(model, by_model) if every_pair else [first] if first else []:
+            if cross := fits.crossover(samples, by_model[model], (name, model)):
+                found.append((name, model, cross))
     return found
 
 
@@ -81,19 +136,22 @@ def crossover_text(cross: fits.Crossover, reference: str, model: str) -> str:
     )
 
 
-def time_figure(frame: pd.DataFrame, styles: Styles | None = None) -> Drawing:
+def time_figure(frame: pd.DataFrame, styles: Styles | None = None, published: Sequence[PublishedPoint] = ()) -> Drawing:
     """Median time of a call against length, with slopes, crossovers, predictions and failures."""
-    about, styles = _one_group(frame), styles or style.model_styles(frame["model"])
+    about, styles = one_group(frame), styles or style.model_styles(frame["model"])
     rows, labels = Rows(), {}
     by_model = curves(frame)
+    for point in published:
+        rows.add(None, "published", point.x, point.value, note=point.curve)
     for model, lengths in by_model.items():
         for seq_len, latency in sorted(lengths.items()):
             low, middle, high = pd.Series(latency).quantile([0.25, 0.5, 0.75])
             rows.add(model, "measured", seq_len, middle, low=low, high=high, n=len(latency), status="ok")
-        labels[model] = _with_slope(rows, model, fits.fit_slope(fits.medians(lengths)))
-    _add_unmeasured(rows, frame, by_model, "predicted_latency_ms")
+        labels[model] = _with_slope(rows, model, fits.fit_slope(slope_points(frame, model)))
+    add_unmeasured(rows, frame, by_model, "predicted_latency_ms")
+    add_flags(rows, frame)
     notes = []
-    for reference, model, cross in crossovers(frame):
+    for reference, model, cross in _headlines(crossovers(frame)):
         text = crossover_text(cross, reference, model)
         if cross.length is None:
             notes.append(text)
@@ -110,12 +168,17 @@ def time_figure(frame: pd.DataFrame, styles: Styles | None = None) -> Drawing:
         "Crossovers (dotted) are interpolated between medians in log-log; the shaded span is the 95 % bootstrap "
         "interval over each length's samples."
     ) + "".join(f" {note[0].upper()}{note[1:]}." for note in notes)
-    return _draw(rows, styles, labels, about, "time", "Time against length", "Median time per call", "ms", caption)
+    if frame["launch_bound"].any():
+        caption += " Slopes leave launch-bound points (ringed) out."
+    caption += f" {published[0].caption}" if published else ""
+    return draw_lengths(
+        rows, styles, labels, about, "time", "Time against length", "Median time per call", "ms", caption
+    )
 
 
 def memory_figure(frame: pd.DataFrame, styles: Styles | None = None) -> Drawing:
     """Peak memory against length, measured and predicted."""
-    about, styles = _one_group(frame), styles or style.model_styles(frame["model"])
+    about, styles = one_group(frame), styles or style.model_styles(frame["model"])
     basis = str(frame["memory_basis"].iloc[0])
     rows, labels = Rows(), {}
     by_model = memory_points(frame)
@@ -123,25 +186,25 @@ def memory_figure(frame: pd.DataFrame, styles: Styles | None = None) -> Drawing:
         for seq_len, value in sorted(lengths.items()):
             rows.add(model, "measured", seq_len, value, status="ok", note=basis)
         labels[model] = _with_slope(rows, model, fits.fit_slope(lengths))
-    _add_unmeasured(rows, frame, by_model, "predicted_peak_bytes")
+    add_unmeasured(rows, frame, by_model, "predicted_peak_bytes")
     caption = (
         f"Peak memory of one call: {basis}. Predictions are made without allocating anything and are drawn, "
         f"dashed and hollow, only where nothing was measured. Slopes: {fits.SLOPE_RULE}."
     )
     label = "Peak memory (allocator)" if basis.startswith("alloc") else "Peak memory (RSS above baseline)"
-    return _draw(rows, styles, labels, about, "memory", "Peak memory against length", label, "bytes", caption)
+    return draw_lengths(rows, styles, labels, about, "memory", "Peak memory against length", label, "bytes", caption)
 
 
 def speedup_figure(frame: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:
     """How many times faster than attention each model is, against length; None where attention was not measured."""
-    about, styles = _one_group(frame), styles or style.model_styles(frame["model"])
+    about, styles = one_group(frame), styles or style.model_styles(frame["model"])
     rows, labels = Rows(), {}
     by_model = curves(frame)
     for model in sorted(by_model):
-        reference = attention_for(model, sorted(by_model))
-        if reference is None:
+        compared = reference_for(model, by_model)
+        if compared is None:
             continue
-        slow, fast = by_model[reference], by_model[model]
+        (reference, slow), fast = compared, by_model[model]
         for seq_len in sorted(set(slow) & set(fast)):
             value, low, high = fits.ratio_interval(slow[seq_len], fast[seq_len])
             rows.add(model, "measured", seq_len, value, low=low, high=high, status="ok", note=f"over {reference}")
@@ -149,7 +212,8 @@ def speedup_figure(frame: pd.DataFrame, styles: Styles | None = None) -> Drawing
         if count:
             rows.add(model, "mean", value=mean, n=count, note=f"geometric mean over {count} shared lengths")
             labels[model] = f"{model} · geometric mean {style.figure(mean)}x over {count} lengths"
-            labels[reference] = f"{reference} (what is compared with)"
+            if reference != BEST:
+                labels[reference] = f"{reference} (what is compared with)"
         _add_predicted_speedup(rows, frame, model, reference, by_model)
     if not rows.rows:
         return None
@@ -159,13 +223,16 @@ def speedup_figure(frame: pd.DataFrame, styles: Styles | None = None) -> Drawing
         "line the model is faster. Bands: 95 % bootstrap interval of the ratio of medians. Hollow: attention's "
         "or the model's time is predicted, not measured. The means are geometric, over measured lengths."
     )
-    _add_failures(rows, frame)
-    return _draw(
+    if any(label_of == BEST for label_of in _references(by_model)):
+        caption += " Attention is the kernel that is fastest at each length."
+    add_failures(rows, frame)
+    return draw_lengths(
         rows, styles, labels, about, "speedup", "Speedup over attention", "Speedup over attention", "ratio", caption
     )
 
 
-def _one_group(frame: pd.DataFrame) -> Mapping[str, object]:
+def one_group(frame: pd.DataFrame) -> Mapping[str, object]:
+    """What a group's trials share. Raises ValueError for trials of several groups."""
     groups = frame[SPEED_GROUP].drop_duplicates().to_dict("records")
     if len(groups) != 1:
         raise ValueError(f"a figure shows one group of comparable trials, not {len(groups)}: group by {SPEED_GROUP}")
@@ -180,7 +247,30 @@ def _with_slope(rows: Rows, model: str, slope: fits.Slope | None) -> str:
     return f"{model} · {note}"
 
 
-def _add_unmeasured(
+def _headlines(found: list[tuple[str, str, fits.Crossover]]) -> list[tuple[str, str, fits.Crossover]]:
+    if len(found) <= MAX_CROSSINGS:
+        return found
+    return [item for item in found if item[1] in HEADLINES or style.family(item[1]) in HEADLINES]
+
+
+def _references(by_model: Curves) -> list[str]:
+    return [compared[0] for model in by_model if (compared := reference_for(model, by_model))]
+
+
+def add_flags(rows: Rows, frame: pd.DataFrame) -> None:
+    """Repeats measured points that are launch-bound or rest on few samples under the mark that says so."""
+    ok = frame[frame["status"] == "ok"]
+    flagged = {
+        mark: {(row["model"], row["seq_len"]) for row in ok[ok[mark]].to_dict("records")}
+        for mark in ("launch_bound", "few_samples")
+    }
+    for row in [row for row in rows.rows if row["mark"] == "measured"]:
+        for mark, points in flagged.items():
+            if (row["model"], row[rows.x]) in points:
+                rows.add(row["model"], mark, row[rows.x], row["value"])
+
+
+def add_unmeasured(
     rows: Rows,
     frame: pd.DataFrame,
     measured: Mapping[str, Mapping[float, object]],
@@ -190,19 +280,17 @@ def _add_unmeasured(
     for (model, seq_len), value in _predicted(frame, column).items():
         if seq_len not in measured.get(model, {}):
             rows.add(model, "predicted", seq_len, value, note="predicted, not measured")
-    _add_failures(rows, frame)
+    add_failures(rows, frame)
 
 
 def _predicted(frame: pd.DataFrame, column: str) -> dict[tuple[str, float], float]:
     """(model, length) -> the median of what was predicted."""
-    known = frame[frame[column] > 0]
-    return {
-        (str(rows["model"].iloc[0]), float(rows["seq_len"].iloc[0])): float(rows[column].median())
-        for _, rows in known.groupby(["model", "seq_len"])
-    }
+    known = frame[frame[column] > 0].groupby(["model", "seq_len"])[column].median().reset_index()
+    return {(str(row["model"]), float(row["seq_len"])): float(row[column]) for row in known.to_dict("records")}
 
 
-def _add_failures(rows: Rows, frame: pd.DataFrame) -> None:
+def add_failures(rows: Rows, frame: pd.DataFrame) -> None:
+    """Every trial without a figure, for the rail."""
     for row in frame[frame["status"] != "ok"].to_dict("records"):
         rows.add(
             row["model"],
@@ -218,23 +306,28 @@ def _add_predicted_speedup(
     frame: pd.DataFrame,
     model: str,
     reference: str,
-    measured: Mapping[str, Mapping[float, tuple[float, ...]]],
+    measured: Curves,
 ) -> None:
     """Ratios of which at least one side is a prediction; the other side is measured where it was."""
     predicted = _predicted(frame, "predicted_latency_ms")
 
+    kernels = [name for name in frame["model"].unique() if name in style.OPERATORS and style.is_attention(name)]
+    samples: dict[str, Mapping[float, tuple[float, ...]]] = {**measured, BEST: best_attention(measured)}
+
     def side(name: str, seq_len: float) -> float:
-        known = fits.medians(measured[name])
-        return known.get(seq_len, predicted.get((name, seq_len), math.nan))
+        known = fits.medians(samples[name])
+        guesses = [predicted.get((one, seq_len), math.inf) for one in (kernels if name == BEST else [name])]
+        guess = min(guesses, default=math.inf)
+        return known.get(seq_len, guess if math.isfinite(guess) else math.nan)
 
     for seq_len in sorted(frame["seq_len"].unique()):
         ratio = side(reference, seq_len) / side(model, seq_len)
-        both = seq_len in measured[reference] and seq_len in measured[model]
+        both = seq_len in samples[reference] and seq_len in samples[model]
         if math.isfinite(ratio) and not both:
             rows.add(model, "predicted", seq_len, ratio, note="at least one of the two times is predicted")
 
 
-def _draw(
+def draw_lengths(
     rows: Rows,
     styles: Styles,
     labels: Mapping[str, str],
@@ -245,40 +338,54 @@ def _draw(
     form: str,
     caption: str,
 ) -> Drawing:
+    """A figure of these rows against length; `form` names the unit of the ticks (drawing.value_axis)."""
     data = rows.frame()
     what = f"{about['level']}, {about['direction']}"
-    batch = style.figure(float(str(about["batch"])))
-    subtitle = " · ".join(
-        str(part) for part in (about["section"], f"batch {batch}", about["dtype"], about["variant"]) if part
-    )
-    sheet, (axes,) = new_figure(f"{title}: {what}", subtitle)
-    shown = data[data["mark"].isin(["measured", "predicted", "parity"])]
-    length_axis(axes, data.loc[data["mark"].isin(["measured", "predicted", "failed"]), "seq_len"].tolist())
+    sheet, (axes,) = new_figure(f"{title}: {what}", subtitle(about))
+    shown = data[data["mark"].isin(["measured", "predicted", "parity", "published"])]
+    length_axis(axes, data.loc[data["mark"].isin(["measured", "predicted", "failed", "published"]), "seq_len"].tolist())
     value_axis(axes, label, form, pd.concat([shown["value"], shown["low"], shown["high"]]).tolist())
-    extra = _draw_references(axes, data, styles)
+    parity, crossings = _draw_references(axes, data, styles, "100 %" if form == "share" else "1x")
+    extra = [*parity, *draw_published(axes, data)]
     draw_curves(axes, data, styles)
-    if shown.empty:
+    extra += draw_flags(axes, data)
+    if not shown["mark"].isin(["measured", "predicted", "parity"]).any():
         nothing_measured(axes)
     draw_rail(axes, data, styles)
-    add_legend(sheet, data, styles, labels, extra)
-    slug = f"{name}-{about['level']}-{about['direction']}"
-    return Drawing(name=slug, title=f"{title}: {what}", caption=caption, figure=sheet, data=data)
+    add_legend(sheet, data, styles, labels, extra, crossings)
+    return Drawing(name=slug(name, about), title=f"{title}: {what}", caption=caption, figure=sheet, data=data)
 
 
-def _draw_references(axes: object, data: pd.DataFrame, styles: Styles) -> list[object]:
-    """The 1x line and the crossovers; returns what the legend says of them."""
+def subtitle(about: Mapping[str, object]) -> str:
+    """Where and how a group was measured; the probes' size goes without saying."""
+    scale = "" if about["scale"] == "tiny" else about["scale"]
+    parts = (about["section"], about["mode"], scale, about["dtype"], about["variant"])
+    return " \N{MIDDLE DOT} ".join(str(part) for part in parts if part)
+
+
+def slug(name: str, about: Mapping[str, object]) -> str:
+    """A figure's name: batch 1 and the probes' size go without saying."""
+    mode = "" if about["mode"] == "batch 1" else about["mode"]
+    scale = "" if about["scale"] == "tiny" else str(about["scale"]).partition(", heads")[0]
+    scale = scale.replace(", ", "-").replace(" ", "")
+    return "-".join(str(part) for part in (name, about["level"], about["direction"], scale, mode) if part)
+
+
+def _draw_references(axes: object, data: pd.DataFrame, styles: Styles, one: str) -> tuple[list[object], list[object]]:
+    """The line at 1 (named `one`) and the crossovers; returns what the legend says of each."""
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
     assert isinstance(axes, Axes)
-    handles: list[object] = []
+    parity: list[object] = []
+    crossings: list[object] = []
     inside: Callable[[float], float] = lambda x: min(max(x, axes.get_xlim()[0]), axes.get_xlim()[1])  # noqa: E731
-    for _ in range(int((data["mark"] == "parity").sum())):
+    for note in data.loc[data["mark"] == "parity", "note"]:
         axes.axhline(1.0, color=INK, linewidth=1.1)
-        handles.append(Line2D([], [], color=INK, linewidth=1.1, label="1x: as fast as attention"))
+        parity.append(Line2D([], [], color=INK, linewidth=1.1, label=f"{one}: {note}"))
     for row in data[(data["mark"] == "crossover") & data["seq_len"].notna()].to_dict("records"):
         color = styles[row["model"]].color if row["model"] in styles else GREY
         axes.axvspan(inside(row["low"]), inside(row["high"]), color=color, alpha=0.13, linewidth=0)
         axes.axvline(row["seq_len"], color=color, linewidth=1.3, linestyle=":")
-        handles.append(Line2D([], [], color=color, linewidth=1.3, linestyle=":", label=row["note"]))
-    return handles
+        crossings.append(Line2D([], [], color=color, linewidth=1.3, linestyle=":", label=row["note"]))
+    return parity, crossings

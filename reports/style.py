@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,9 +11,42 @@ from typing import Any
 
 STAMP = "EMBEDDED SAMPLE DATA"
 # Okabe and Ito's colours, which stay apart for the common forms of colour blindness, and in grey by their markers.
-FAMILIES = {"mamba": ("#0072B2", "o"), "transformer": ("#D55E00", "s"), "s4d": ("#009E73", "^")}
-OTHERS = [("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#5B5B5B", "X"), ("#8C6D31", "h"), ("#7B4FA3", "*")]
+FAMILIES = {
+    "mamba": ("#0072B2", "o"),
+    "transformer": ("#D55E00", "s"),
+    "s4d": ("#009E73", "^"),
+    "mamba2": ("#CC79A7", "D"),
+    "hyena": ("#E69F00", "v"),
+    "mamba3": ("#56B4E9", "P"),
+    "h3": ("#7B4FA3", "h"),
+    "retnet": ("#8C6D31", "X"),
+    "linear_attention": ("#5B5B5B", "p"),
+    "lstm": ("#A8A800", "<"),
+    "hybrid": ("#882255", "*"),
+}
+OTHERS = [("#3B9C8F", "d"), ("#9C3B66", ">"), ("#4B4BA8", "H"), ("#7A8C31", "8"), ("#B0741A", "P"), ("#2F6E3A", "X")]
+# Lines of variants; never plain dashes, which are for predictions.
+DASHDOT, DOTTED, DASHDOTDOT = (0, (6, 1.5, 1, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5, 1, 1.5))
+# An operator that is timed on its own looks like the family that it is the core of: family, a shade of its colour,
+# marker, line.
+OPERATORS: dict[str, tuple[str, str, str, Any]] = {
+    "selective_scan": ("mamba", "#0072B2", "o", "-"),
+    "selective_scan_full": ("mamba", "#003B5C", "D", DASHDOT),
+    "selective_scan_torch": ("mamba", "#4FA3DB", "v", DOTTED),
+    "ssd": ("mamba2", "#CC79A7", "D", "-"),
+    "ssd_torch": ("mamba2", "#7F3D63", "v", DOTTED),
+    "fft_conv": ("s4d", "#009E73", "^", "-"),
+    "attention": ("transformer", "#D55E00", "s", "-"),
+    "attention_flash": ("transformer", "#8C2D04", "o", DASHDOT),
+    "attention_cudnn": ("transformer", "#F28E2B", "v", DASHDOTDOT),
+    "attention_efficient": ("transformer", "#4A1D05", "P", DOTTED),
+    "attention_math": ("transformer", "#A98467", "X", DASHDOT),
+}
+ATTENTION = "transformer"
+VARIANT_LINES = (DASHDOT, DOTTED, DASHDOTDOT)
+ATTENTION_PREFIXES = ("attention", "gpt", "pythia", "llama", "opt")
 SIZES = ["tiny", "small", "base", "medium", "large", "xl"]
+SIZE = re.compile(r"\d+(\.\d+)?[mb]", re.IGNORECASE)
 # One marker a status on the rail; hollow where nothing was started.
 STATUSES = {
     "oom": "X",
@@ -31,6 +65,7 @@ NONE = "\N{EN DASH}"
 class ModelStyle:
     color: str
     marker: str
+    line: Any = "-"
 
 
 def family(model: str) -> str:
@@ -39,21 +74,53 @@ def family(model: str) -> str:
 
 
 def size(model: str) -> str | None:
-    """tiny of mamba-tiny; None where the name ends in no known size."""
+    """tiny of mamba-tiny, 130m of mamba-130m; None where the name ends in no known size."""
     last = str(model).rsplit("-", 1)[-1]
-    return last if last in SIZES and last != model else None
+    return last if (last in SIZES or SIZE.fullmatch(last)) and last != model else None
+
+
+def kin(name: str) -> str:
+    """The family of fixed looks that a model, a variant of it (transformer_alibi-tiny) or an operator belongs to."""
+    if name in OPERATORS:
+        return OPERATORS[name][0]
+    own = family(name)
+    if own in FAMILIES:
+        return own
+    if own.startswith(ATTENTION_PREFIXES):
+        return ATTENTION
+    parent = own.split("_", 1)[0]
+    return parent if parent in FAMILIES else own
+
+
+def is_attention(name: str) -> bool:
+    """Whether a model or an operator attends to every pair of positions, and nothing else mixes them."""
+    return kin(name) == ATTENTION and "window" not in name
+
+
+def size_order(name: str) -> tuple[int, float]:
+    """Sorts sizes: names from tiny to xl, then numbers of parameters."""
+    last = size(name) or "tiny"
+    if last in SIZES:
+        return SIZES.index(last), 0.0
+    return len(SIZES), float(last[:-1]) * (1e9 if last[-1] in "bB" else 1e6)
 
 
 def model_styles(models: Iterable[str]) -> dict[str, ModelStyle]:
-    """A colour and marker for each family, a shade for each size; three families are fixed, others take turns."""
+    """A colour and marker for each family, a shade for each of its sizes; families that are not fixed take turns."""
     names = sorted(set(models))
-    others = sorted({family(name) for name in names} - set(FAMILIES))
+    others = sorted({kin(name) for name in names} - set(FAMILIES))
     looks = FAMILIES | {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(others)}
     styles = {}
     for name in names:
-        color, marker = looks[family(name)]
-        order = SIZES.index(size(name) or "tiny")
-        styles[name] = ModelStyle(color=_shade(color, order), marker=marker)
+        color, marker = looks[kin(name)]
+        if name in OPERATORS:
+            _, color, marker, line = OPERATORS[name]
+            styles[name] = ModelStyle(color=color, marker=marker, line=line)
+            continue
+        sizes = sorted({size_order(other) for other in names if family(other) == family(name)})
+        variants = sorted({family(other) for other in names if kin(other) == kin(name)} - {kin(name)})
+        line = "-" if family(name) == kin(name) else VARIANT_LINES[variants.index(family(name)) % len(VARIANT_LINES)]
+        styles[name] = ModelStyle(color=_shade(color, sizes.index(size_order(name))), marker=marker, line=line)
     return styles
 
 
@@ -113,6 +180,21 @@ def milliseconds(value: float | None) -> str:
 def tick_milliseconds(value: float) -> str:
     """Powers of ten of a millisecond as an axis shows them: 0.1 ms, 10 s, 1,000 s; never 16.7 min."""
     return f"{value / 1e3:,g} s" if value >= 1e3 else f"{value:g} ms" if value >= 1e-3 else f"{value * 1e3:g} µs"
+
+
+def rate(value: float | None) -> str:
+    """12500 as 12.5 K (K is 1,000 here), 3.2e6 as 3.2 M, 4e12 as 4 T."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if value >= unit:
+            return f"{figure(value / unit)} {name}"
+    return figure(value)
+
+
+def share(value: float) -> str:
+    """0.01 as 1 %, as an axis shows it."""
+    return f"{100 * value:g}\N{NO-BREAK SPACE}%"
 
 
 def figure(value: float | None, digits: int = 3) -> str:

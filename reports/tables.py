@@ -11,8 +11,8 @@ import pandas as pd
 
 from reports import fits, style
 from reports.contrasts import Contrast
-from reports.frames import ALLOCATOR, RSS, SPEED_GROUP
-from reports.scaling import attention_for, crossover_text, crossovers, curves, memory_points
+from reports.frames import ALLOCATOR, RSS, length_groups
+from reports.scaling import crossover_text, crossovers, curves, memory_points, reference_for, slope_points
 
 
 def contrasts_table(contrasts: Sequence[Contrast]) -> pd.DataFrame:
@@ -42,25 +42,20 @@ def models_table(trials: pd.DataFrame) -> pd.DataFrame:
 def scaling_table(speed: pd.DataFrame) -> pd.DataFrame:
     """Per measured curve: slopes of time and memory, speedup over attention, and where the two cross."""
     rows = []
-    for _, group in speed.groupby(SPEED_GROUP, dropna=False, sort=True):
+    for group in length_groups(speed):
         by_model, memory = curves(group), memory_points(group)
         crossing = {model: crossover_text(cross, reference, model) for reference, model, cross in crossovers(group)}
         first = group.iloc[0]
         for model in sorted(set(by_model) | set(memory)):
-            reference = attention_for(model, sorted(by_model))
+            compared = reference_for(model, by_model)
             points = fits.medians(by_model.get(model, {}))
-            mean, count = (
-                fits.geometric_mean_speedup(fits.medians(by_model[reference]), points) if reference else (math.nan, 0)
-            )
+            mean, count = fits.geometric_mean_speedup(fits.medians(compared[1]), points) if compared else (math.nan, 0)
             rows.append(
                 {
-                    "Measured": ", ".join(
-                        text(first[key]) for key in ("level", "direction", "dtype", "variant") if first[key]
-                    )
-                    + f", batch {style.figure(first['batch'])}",
+                    "Measured": measured_on(first),
                     "Model": model,
                     "Longest": style.length(max(points, default=math.nan)),
-                    "Time slope": _slope(points),
+                    "Time slope": _slope(slope_points(group, model)),
                     "Memory slope": _slope(memory.get(model, {})),
                     "Speedup over attention": f"{style.figure(mean)}x over {count} lengths" if count else style.NONE,
                     "Crossover": crossing.get(model, style.NONE),
@@ -213,8 +208,16 @@ def text(value: Any) -> str:
     return style.NONE if absent else str(value)
 
 
+def measured_on(row: Any) -> str:
+    """Level, direction, dtype, variant and batch of a group, from one of its rows; the probes' size unsaid."""
+    scale = "" if row["scale"] == "tiny" else row["scale"]
+    parts = [row["level"], row["direction"], scale, row["dtype"], row["variant"], row["mode"]]
+    return ", ".join(text(part) for part in parts if part)
+
+
 def _what(row: Any) -> str:
-    parts = [row["task"], row["level"], row["direction"], row["dtype"], row["variant"]]
+    kind = "generation" if row["kind"] == "generation" else None
+    parts = [row["task"], kind, row["loop"], row["level"], row["direction"], row["dtype"], row["variant"]]
     return ", ".join(part for part in map(text, parts) if part != style.NONE)
 
 
@@ -233,6 +236,13 @@ def _pair(measured: float, predicted: float, show: Any) -> str:
 def _result(row: Any) -> str:
     parts = [("accuracy", _interval(row, "accuracy")), ("bits per token", _interval(row, "bits_per_token"))]
     shown = [f"{name} {value}" for name, value in parts if value != style.NONE]
+    if math.isfinite(row["rate"]):
+        shown.append(f"{style.rate(row['rate'])}{row['rate_unit'] or ''}")
+    for name in ("prefill_ms", "decode_ms"):
+        if row[name]:
+            shown.append(f"{name[:-3]} {style.milliseconds(float(pd.Series(row[name]).median()))}")
+    if math.isfinite(row["largest_batch"]):
+        shown.append(f"largest batch {style.figure(row['largest_batch'])}")
     if math.isfinite(row["train_s"]):
         shown.append(f"trained in {style.milliseconds(1e3 * row['train_s'])}")
     return ", ".join(shown) + (f" ({style.STAMP.lower()})" if row["embedded"] and shown else "") or style.NONE

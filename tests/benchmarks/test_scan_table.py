@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.scan_implementations import find_implementation, scan_inputs
 from benchmarks.scan_table import (
     COLUMNS,
     LONGEST_EXTRA_MB,
     Options,
     failures,
-    find_implementation,
     format_table,
     main,
     measure_rows,
-    scan_inputs,
 )
 from harness.memory import host_peak
 from models.ops.scan_reference import sequential_scan

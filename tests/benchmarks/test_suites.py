@@ -1,9 +1,12 @@
 """Suites expand to what they say, and what they do not mean is an error that names the near miss."""
 
+import hashlib
+
 import pytest
 import yaml
 
 from benchmarks.suites import Selection, SuiteError, expand, load_suite, suite_names
+from harness.trials import canonical_json
 from tests.benchmarks.conftest import SMALL_SUITE
 
 
@@ -106,3 +109,104 @@ def test_learning_rates_by_model(tmp_path):
     assert rates == {"mamba-tiny": 0.5, "s4d-tiny": 0.25}
     with pytest.raises(SuiteError, match="s4d-tiny"):
         trials_of(write(tmp_path, _set("lr", {"mamba": 0.5}, 1)))
+
+
+@pytest.mark.parametrize(
+    ("device", "digest"),
+    [
+        ("cpu", "7d217c10c75631c00fa87ab4c8c288fe0fab5b6a7b64f0d3a05da37b3cf70fdd"),
+        ("cuda", "ce795c31c9cd35f72cb566351ee71a30b68268934b35458bdbc26c85d7374b1a"),
+    ],
+)
+def test_quick_means_the_trials_that_its_committed_records_are_of(device, digest):
+    """What `quick` expands to is a contract with baselines: change the digest only with them."""
+    trials = [item.trial.as_dict() for item in expand(load_suite("quick"), Selection(), device=device, source_of={})]
+    assert hashlib.sha256(canonical_json(trials).encode()).hexdigest() == digest
+
+
+OPERATOR = {
+    "kind": "speed", "level": "operator", "operators": ["ssd", "attention_flash"], "width": 128,
+    "directions": ["forward"], "lengths": "1K..4K",
+}  # fmt: skip
+GENERATION = {
+    "kind": "generation", "models": ["mamba-tiny"], "loops": ["eager", "cuda_graph"], "batches": [0, 1, 4],
+    "prompt": "1K", "new_tokens": 8,
+}  # fmt: skip
+
+
+def entries(*given):
+    def change(content):
+        content["trials"] = list(given)
+
+    return change
+
+
+def test_operators_by_name_carry_their_sizes(tmp_path):
+    trials = trials_of(write(tmp_path, entries(OPERATOR)))
+    assert [(t.model, t.seq_len) for t in trials][:3] == [("ssd", 1024), ("ssd", 2048), ("ssd", 4096)]
+    sizes = {"level": "operator", "width": 128, "d_state": 16, "head_dim": 64, "sample_budget_s": 1.0}
+    assert all(t.protocol == sizes for t in trials)
+
+
+def test_constant_tokens_leave_longer_lengths_out(tmp_path):
+    trials = trials_of(write(tmp_path, entries(OPERATOR | {"tokens": "2K", "operators": ["ssd"]})))
+    assert {(t.seq_len, t.batch, t.protocol["tokens"]) for t in trials} == {(1024, 2, 2048), (2048, 1, 2048)}
+    trials = trials_of(write(tmp_path, entries(OPERATOR | {"batches": [1, 8], "operators": ["ssd"]})))
+    assert [t.batch for t in trials] == [1, 8] * 3
+
+
+def test_one_file_serves_two_devices(tmp_path):
+    path = write(tmp_path, entries(OPERATOR | {"devices": ["cuda"]}, OPERATOR | {"devices": ["cpu"], "width": 64}))
+    for device, width, dtype in (("cpu", 64, "float32"), ("cuda", 128, "bfloat16")):
+        trials = [i.trial for i in expand(load_suite(path), Selection(), device=device, source_of={})]
+        assert {(t.protocol["width"], t.dtype, t.device) for t in trials} == {(width, dtype, device)}
+    with pytest.raises(SuiteError, match="nothing in suite"):
+        trials_of(write(tmp_path, entries(OPERATOR | {"devices": ["cuda"]})))
+
+
+def test_generation_expands_loops_and_batches(tmp_path):
+    trials = trials_of(write(tmp_path, entries(GENERATION)))
+    assert [(t.protocol["loop"], t.batch) for t in trials] == [
+        (x, b) for x in ("eager", "cuda_graph") for b in (0, 1, 4)
+    ]
+    assert {(t.kind, t.seq_len, t.direction, t.task) for t in trials} == {("generation", 1024, "forward", None)}
+    assert "B=most" in str(trials[0])
+
+
+def test_selectors_reach_operators_and_spare_ceilings(tmp_path):
+    ceiling = {"kind": "speed", "level": "ceiling", "models": ["copy"], "directions": ["forward"], "lengths": "64K"}
+    path = write(tmp_path, entries(OPERATOR, ceiling, GENERATION))
+    assert {t.model for t in trials_of(path, models=("ssd",))} == {"ssd"}
+    assert {t.model for t in trials_of(path, models=("mamba",))} == {"mamba-tiny"}
+    by_length = trials_of(path, lengths=(2048,))
+    assert {t.seq_len for t in by_length if t.model == "copy"} == {2**16}
+    assert {t.seq_len for t in by_length if t.model != "copy"} == {2048}
+
+
+@pytest.mark.parametrize(
+    ("entry", "parts"),
+    [
+        (OPERATOR | {"operators": ["sdd"]}, ["sdd", "ssd", "trials[0]"]),
+        (OPERATOR | {"operators": []}, ["either models or operators"]),
+        (OPERATOR | {"models": ["mamba-tiny"]}, ["either models or operators"]),
+        (OPERATOR | {"level": "block"}, ["level: operator", "block"]),
+        (OPERATOR | {"width": 100}, ["width=100", "head_dim=64"]),
+        (OPERATOR | {"batch": 2, "tokens": "2K"}, ["batch and tokens exclude"]),
+        (OPERATOR | {"device": ["cpu"]}, ["'trials.0.device'", "devices"]),
+        (OPERATOR | {"operators": [], "models": ["mamba-tiny"]}, ["width", "a model has its own"]),
+        ({"kind": "speed", "level": "ceiling", "models": ["cpy"], "directions": ["forward"], "lengths": "1K"},
+         ["unknown ceiling 'cpy'", "copy"]),
+        ({"kind": "speed", "level": "ceiling", "models": ["copy"], "directions": ["train"], "lengths": "1K"},
+         ["ceiling has direction forward"]),
+        (GENERATION | {"loops": ["transformers"]}, ["transformers", "mamba-tiny", "gpt_neox"]),
+        (GENERATION | {"models": ["gpt_neox-1.4b"]}, ["eager", "gpt_neox-1.4b"]),
+        (GENERATION | {"models": ["mambo-tiny"]}, ["mambo-tiny", "mamba-tiny"]),
+        (GENERATION | {"new_token": 8}, ["new_token", "new_tokens"]),
+        (GENERATION | {"batches": [-1]}, ["batches", "greater than or equal to 0"]),
+    ],
+)  # fmt: skip
+def test_mistakes_in_new_entries_name_the_place_and_the_fix(tmp_path, entry, parts):
+    with pytest.raises(SuiteError) as caught:
+        load_suite(write(tmp_path, entries(entry)))
+    for part in parts:
+        assert part in str(caught.value)

@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from harness.clocks import MAX_SAMPLES, time_calls
+from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, Timing, issue_times_ms, time_calls
+from harness.environment import ClockReading, gpu_clocks, parse_clocks
 from harness.memory import host_peak, memory_of
 from harness.prediction import StorageTracker, predict
 
@@ -92,3 +93,58 @@ def test_samples_stay_within_the_budget_and_are_flagged_when_few():
 def test_one_sample_is_taken_however_small_the_budget():
     timing = time_calls(lambda: time.sleep(0.01), CPU, budget_s=0.0)
     assert len(timing.samples_ms) == 1
+
+
+def test_the_hosts_time_ends_before_the_device_does():
+    """A device that works behind the host: issuing is quick, waiting is not part of it."""
+    pending = []
+
+    def synchronize() -> None:
+        time.sleep(0.01 * len(pending))
+        pending.clear()
+
+    samples = issue_times_ms(lambda: pending.append(1), synchronize, budget_s=10)
+    assert len(samples) == MIN_SAMPLES
+    assert max(samples) < 5  # ms, where the device takes 10
+    assert not pending  # it is left idle
+    assert len(issue_times_ms(lambda: pending.append(1), synchronize, budget_s=0)) == 1
+
+
+def test_launch_bound_is_where_the_host_takes_as_long_as_the_device():
+    def timing(device_ms: float, host_ms: list[float] | None) -> Timing:
+        return Timing(samples_ms=[device_ms] * 5, calls_per_sample=1, clock="cuda_events", host_ms=host_ms)
+
+    assert timing(1.0, [0.95] * 5).launch_bound is True
+    assert timing(1.0, [0.5, 0.5, 0.5, 9.0, 9.0]).launch_bound is False
+    assert timing(1.0, None).launch_bound is None
+    assert time_calls(lambda: None, CPU, budget_s=0.01).launch_bound is None
+
+
+def test_clock_reasons_are_words():
+    reading = parse_clocks("1980 MHz, 3201 MHz, 41, 612.30 W, 0x0000000000000024\n")
+    assert reading["clocks.sm"] == "1980 MHz"
+    assert reading["throttle_reasons"] == ["software power cap", "software thermal slowdown"]
+    assert parse_clocks("1980 MHz, 3201 MHz, 41, 612.30 W, 0x0\n")["throttle_reasons"] == []
+    assert parse_clocks("1 MHz, 2 MHz, 3, 4 W, 0x8000\n")["throttle_reasons"] == ["0x8000"]
+    assert "throttle_reasons" not in parse_clocks("1 MHz, 2 MHz, 3, 4 W, [N/A]\n")
+    assert parse_clocks("") == {}
+
+
+@pytest.mark.parametrize("known", ["clocks_event_reasons.active", "clocks_throttle_reasons.active", "neither"])
+def test_drivers_of_either_name_and_of_none_are_understood(tmp_path, monkeypatch, known):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\n"
+        f'case "$1" in *{known}*) echo "1 MHz, 2 MHz, 3, 4 W, 0x4";; *reasons*) exit 2;; '
+        '*) echo "1 MHz, 2 MHz, 3, 4 W";; esac\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    reading = ClockReading().read()
+    assert reading["clocks.mem"] == "2 MHz"
+    assert reading.get("throttle_reasons") == (None if known == "neither" else ["software power cap"])
+
+
+def test_without_nvidia_smi_there_is_no_reading(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_clocks() == {}

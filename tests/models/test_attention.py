@@ -11,6 +11,7 @@ from harness.memory import memory_of
 from harness.prediction import predict
 from models.attention import Attention
 from models.ops import attention as ops
+from models.ops import attention_blocks, sdpa
 from models.ops.attention import causal_attention, causal_attention_flops, force_kernel
 from models.ops.context import observing
 from models.ops.positions import alibi_slopes, rotary_tables, rotate, sinusoids, xpos_rates
@@ -27,9 +28,9 @@ def _one_thread():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Every kind of block within a hundred positions."""
-    monkeypatch.setattr(ops, "_MAX_MASKED_BLOCK", 16)
-    monkeypatch.setattr(ops, "_CENTRED_BLOCK", 24)
-    monkeypatch.setattr(ops, "_FOLDED_LEN", 192)
+    monkeypatch.setattr(attention_blocks, "_MAX_MASKED_BLOCK", 16)
+    monkeypatch.setattr(attention_blocks, "_CENTRED_BLOCK", 24)
+    monkeypatch.setattr(attention_blocks, "_FOLDED_LEN", 192)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -95,8 +96,8 @@ def test_narrow_dtypes_stay_within_their_rounding(bias, window, dtype):
 @pytest.mark.parametrize("block", [128, 1000])
 def test_slopes_as_head_dimensions_are_the_bias(monkeypatch, bias, block):
     """What runs in bfloat16 on CUDA, here on the CPU."""
-    monkeypatch.setattr(ops, "_folds_slopes", lambda q: True)
-    monkeypatch.setattr(ops, "_CENTRED_BLOCK", block)
+    monkeypatch.setattr(ops, "folds_slopes", lambda q: True)
+    monkeypatch.setattr(attention_blocks, "_CENTRED_BLOCK", block)
     tensors = [normal(2, 6, 500, 8, seed=i).to(torch.bfloat16).requires_grad_() for i in range(3)]
     wide = [t.detach().double().requires_grad_() for t in tensors]
     how = biases(bias, 6, 8)
@@ -111,7 +112,7 @@ def test_slopes_as_head_dimensions_keep_their_digits():
     """The products that a kernel adds up, at the ends of the range, are the bias to 0.002."""
     slopes, places = alibi_slopes(12), torch.tensor([-(2.0**20), -777_777.0, -16_385.0, -129.0, -1.0, 0.0, 4095.0])
     empty = torch.zeros(1, 12, 7, 64, dtype=torch.bfloat16)
-    q, k, _ = ops._with_slopes(empty, empty, empty, slopes, places)
+    q, k, _ = attention_blocks._with_slopes(empty, empty, empty, slopes, places)
     expected = slopes.double()[:, None] * places.double()
     actual = (q[0, :, :1].double() @ k[0].double().mT)[:, 0] / 64**0.5
     assert (actual - expected).abs().max() < 2e-3
@@ -169,7 +170,7 @@ def test_xpos_decays_at_every_distance_and_never_overflows():
     assert bool((rates <= 0).all())
     assert float((512 * rates).exp().min()) == pytest.approx(0.4 / 1.4)  # the paper's gamma / (1 + gamma)
     q, k = normal(1, 1, 1, 8, dtype=torch.float32), normal(1, 1, 2**20 + 1, 8, seed=1, dtype=torch.float32)
-    scaled_q, scaled_k = ops._xpos_scaled(q, k, rates, torch.arange(-(2.0**20), 1))
+    scaled_q, scaled_k = attention_blocks._xpos_scaled(q, k, rates, torch.arange(-(2.0**20), 1))
     assert scaled_k.isfinite().all() and scaled_q.isfinite().all()
     distance = torch.arange(2**20, -1, -1, dtype=torch.float64)
     expected = (k[0, 0].double() * q[0, 0].double() * (rates.double() * distance[:, None]).exp()).sum(-1)
@@ -286,7 +287,7 @@ def test_every_variant_is_checked_and_a_wrong_output_is_caught(bias, window):
         out = causal_attention(q, k, v, **how)
     assert report.errors["attention"] < 2e-6
     assert report.forward_flops == 2 * causal_attention_flops(3000, 64, window)
-    pattern = ops._Pattern(**how)
+    pattern = attention_blocks.Pattern(**how)
     # What another variant would have given is wrong here.
     for other in ({}, {"window": 49}, biases("alibi", 4, 16), biases("xpos", 4, 16)):
         if other.keys() != {key for key, value in how.items() if value is not None} or "window" in other:
@@ -362,10 +363,10 @@ def timed(monkeypatch):
         asked.append(kernel)
         return times[kernel]
 
-    monkeypatch.setattr(ops, "_candidates", lambda q: [FLASH, CUDNN, EFFICIENT, MATH])
-    monkeypatch.setattr(ops, "_time_of", time_of)
-    monkeypatch.setattr(ops, "_NUM_ROUNDS", 1)
-    monkeypatch.setattr(ops, "_fastest", {})
+    monkeypatch.setattr(sdpa, "_candidates", lambda q: [FLASH, CUDNN, EFFICIENT, MATH])
+    monkeypatch.setattr(sdpa, "_time_of", time_of)
+    monkeypatch.setattr(sdpa, "_NUM_ROUNDS", 1)
+    monkeypatch.setattr(sdpa, "_fastest", {})
     monkeypatch.delenv(ops.KERNEL_VARIABLE, raising=False)
     return times, asked
 
@@ -413,20 +414,20 @@ def test_measurements_take_a_slice_and_leave_no_gradient(monkeypatch):
         call()
         return 1.0
 
-    def time_of(kernel, q, k, v, needs_grad, run=ops._time_of):
+    def time_of(kernel, q, k, v, needs_grad, run=sdpa._time_of):
         seen.append(tuple(q.shape))
         return run(kernel, q, k, v, needs_grad)
 
-    monkeypatch.setattr(ops, "_candidates", lambda q: [FLASH, CUDNN])
-    monkeypatch.setattr(ops, "_fastest", {})
-    monkeypatch.setattr(ops, "_time_of", time_of)
-    monkeypatch.setattr(ops, "_time_ms", watch)
-    monkeypatch.setattr(ops, "_MEASURED_LEN", 64)
+    monkeypatch.setattr(sdpa, "_candidates", lambda q: [FLASH, CUDNN])
+    monkeypatch.setattr(sdpa, "_fastest", {})
+    monkeypatch.setattr(sdpa, "_time_of", time_of)
+    monkeypatch.setattr(sdpa, "_time_ms", watch)
+    monkeypatch.setattr(sdpa, "_MEASURED_LEN", 64)
     tensors = qkv(batch=5, seq_len=30, requires_grad=True)
     assert ops.choose_kernel(*tensors) == FLASH  # cuDNN raises on a CPU
     assert ops.choose_kernel(*qkv(seq_len=100)) == FLASH
     # Flash in every round, cuDNN once.
-    assert seen == [(2, 2, 30, 8)] * (ops._NUM_ROUNDS + 1) + [(1, 2, 64, 8)] * (ops._NUM_ROUNDS + 1)
+    assert seen == [(2, 2, 30, 8)] * (sdpa._NUM_ROUNDS + 1) + [(1, 2, 64, 8)] * (sdpa._NUM_ROUNDS + 1)
     assert all(t.grad is None for t in tensors)
 
 
@@ -465,7 +466,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 @pytest.mark.parametrize("window", [None, 200, 700])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_and_gradients_on_cuda(monkeypatch, bias, window, dtype):
-    monkeypatch.setattr(ops, "_CENTRED_BLOCK", 256)
+    monkeypatch.setattr(attention_blocks, "_CENTRED_BLOCK", 256)
     tensors = [normal(2, 2, 1101, 16, seed=i).to("cuda", dtype).requires_grad_() for i in range(3)]
     wide = [t.detach().cpu().double().requires_grad_() for t in tensors]
     how = {"window": window, **biases(bias, 2, 16)}
@@ -502,16 +503,16 @@ def test_a_captured_step_replays_every_position(positions, window):
 
 @cuda
 def test_the_choice_on_cuda_is_made_once_and_never_in_a_capture(monkeypatch):
-    monkeypatch.setattr(ops, "_fastest", {})
+    monkeypatch.setattr(sdpa, "_fastest", {})
     tensors = [normal(2, 4, 512, 64, dtype=torch.float32).to("cuda", torch.bfloat16) for _ in range(3)]
     graph = torch.cuda.CUDAGraph()
     causal_attention(*tensors)
-    ops._fastest.clear()
+    sdpa._fastest.clear()
     with torch.cuda.graph(graph):
         causal_attention(*tensors)
-    assert not ops._fastest
+    assert not sdpa._fastest
     with observing(verify=True) as report:
         causal_attention(*tensors)
-    (kernel,) = ops._fastest.values()
-    assert report.backends["attention"] == f"sdpa-{ops._NAMES[kernel]}"
+    (kernel,) = sdpa._fastest.values()
+    assert report.backends["attention"] == f"sdpa-{sdpa._NAMES[kernel]}"
     assert report.errors["attention"] < 1e-2

@@ -20,6 +20,7 @@ from models.mamba2 import Mamba2, import_fused_block
 from models.mamba3 import Mamba3, Mamba3Unavailable, run_within
 from models.model import SequenceModel
 from models.ops import ssd as ssd_module
+from models.ops import ssd_chunked
 from models.ops.context import observing, predicting
 from models.ops.positions import rotary_tables
 from models.ops.ssd import available_backends, ssd
@@ -53,7 +54,7 @@ def one_thread() -> Iterator[None]:
 def small_segments(monkeypatch):
     """Several chunks a segment and several segments a sequence, at lengths that tests can afford."""
     monkeypatch.setitem(ssd_module.CHUNK, "chunked", 16)
-    monkeypatch.setattr(ssd_module, "SEGMENT_ELEMENTS", {"cpu": 2**13})
+    monkeypatch.setattr(ssd_chunked, "SEGMENT_ELEMENTS", {"cpu": 2**13})
 
 
 def inputs(
@@ -115,7 +116,7 @@ def test_any_shape_agrees_with_the_recurrence(sizes, decay):
 @every_decay
 def test_gradcheck(decay, monkeypatch):
     monkeypatch.setitem(ssd_module.CHUNK, "chunked", 2)
-    monkeypatch.setattr(ssd_module, "SEGMENT_ELEMENTS", {"cpu": 1})
+    monkeypatch.setattr(ssd_chunked, "SEGMENT_ELEMENTS", {"cpu": 1})
     x, log_decay, B, C, h0 = inputs(2, 5, 2, 2, 1, 1, decay)
     if log_decay is None:
         leaves = [t.requires_grad_() for t in (x, B, C, h0)]

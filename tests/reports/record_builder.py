@@ -34,6 +34,8 @@ def speed(
     level: str = "operator",
     direction: str = "forward",
     device: str = "cpu",
+    dtype: str = "float32",
+    batch: int = 1,
     seed: int = 0,
     env_id: str = "env-a",
     message: str = "",
@@ -48,8 +50,8 @@ def speed(
         "model": model,
         "task": None,
         "seq_len": seq_len,
-        "batch": 1,
-        "dtype": "float32",
+        "batch": batch,
+        "dtype": dtype,
         "direction": direction,
         "device": device,
         "seed": seed,
@@ -57,9 +59,46 @@ def speed(
     }
     if latency:
         metrics["latency_ms"] = list(latency)
-        metrics.setdefault("tokens_per_s", 1e3 * seq_len / float(np.median(latency)))
+        metrics.setdefault("tokens_per_s", 1e3 * batch * seq_len / float(np.median(latency)))
     backend = {"mixer": "torch-chunked" if "mamba" in model else "sdpa-math", "compiled": False, "threads": 8}
     return _record(trial, status, message, env_id, started_at, metrics, backend)
+
+
+def generation(
+    model: str,
+    batch: int,
+    loop: str = "cuda_graph",
+    status: str = "ok",
+    *,
+    prompt: int = 2048,
+    new_tokens: int = 128,
+    prefill: Sequence[float] = (),
+    decode: Sequence[float] = (),
+    message: str = "",
+    env_id: str = "env-a",
+    **metrics: Any,
+) -> Record:
+    """One generation trial; batch 0 is a search."""
+    trial = {
+        "kind": "generation",
+        "model": model,
+        "task": None,
+        "seq_len": prompt,
+        "batch": batch,
+        "dtype": "bfloat16",
+        "direction": "forward",
+        "device": "cuda",
+        "seed": 0,
+        "protocol": {"new_tokens": new_tokens, "loop": loop, "sample_budget_s": 1.0},
+    }
+    if prefill and decode:
+        size = batch or metrics["largest_batch"]
+        total_s = (float(np.median(prefill)) + float(np.median(decode))) / 1e3
+        metrics |= {"prefill_ms": list(prefill), "decode_ms": list(decode)}
+        metrics |= {"tokens_per_s": size * new_tokens / total_s}
+        metrics |= {"decode_tokens_per_s": 1e3 * size * new_tokens / float(np.median(decode))}
+    started_at = "2025-05-03T10:00:00Z"
+    return _record(trial, status, message, env_id, started_at, metrics, {"mixer": "triton", "loop": loop})
 
 
 def training(

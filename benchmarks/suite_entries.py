@@ -1,0 +1,125 @@
+"""What an entry of a suite may say, kind by kind; unknown keys and values that exclude each other are errors."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from harness import Direction, parse_length, parse_lengths
+
+Device = Literal["cuda", "cpu"]
+
+
+def _lengths(value: object) -> object:
+    return parse_lengths(value) if isinstance(value, str) else value
+
+
+def _length(value: object) -> object:
+    return parse_length(value) if isinstance(value, str) else value
+
+
+Lengths = Annotated[list[int], BeforeValidator(_lengths), Field(min_length=1)]
+Length = Annotated[int, BeforeValidator(_length), Field(gt=0)]
+PerModel = float | dict[str, float]
+"""One value, or one a family or model, with ``default`` for the others."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    devices: list[Device] = Field(default=["cuda", "cpu"], min_length=1)
+    """Where the entry applies: one file serves a GPU and a CPU, which bear different lengths."""
+    dtype: str = "auto"
+    time_limit_s: float = Field(default=60, gt=0)
+
+
+class _ModelEntry(_Entry):
+    models: list[str] = Field(min_length=1)
+    batch: int = Field(default=1, gt=0)
+    seeds: list[int] = [0]
+
+
+class SpeedEntry(_Entry):
+    """Time and memory of one call against length, of models or of operators by their own names.
+
+    The batch is one number, several, or what fills ``tokens``; lengths above those are left out then.
+    """
+
+    kind: Literal["speed"]
+    level: Literal["operator", "block", "model", "ceiling"]
+    models: list[str] = []
+    """Names of models, or of ceilings at that level."""
+    operators: list[str] = []
+    width: int = Field(default=1024, gt=0)
+    d_state: int = Field(default=16, gt=0)
+    head_dim: int = Field(default=64, gt=0)
+    batch: int = Field(default=1, gt=0)
+    batches: list[Annotated[int, Field(gt=0)]] = []
+    tokens: Length | None = None
+    directions: list[Direction] = Field(min_length=1)
+    lengths: Lengths
+    seeds: list[int] = [0]
+    sample_budget_s: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if bool(self.models) == bool(self.operators):
+            raise ValueError("give either models or operators, and at least one")
+        if self.operators and self.level != "operator":
+            raise ValueError(f"operators are measured at level: operator, not at level: {self.level}")
+        sizes = {"width", "d_state", "head_dim"} & self.model_fields_set
+        if sizes and not self.operators:
+            raise ValueError(f"{', '.join(sorted(sizes))} belong to operators; a model has its own")
+        if self.width % self.head_dim:
+            raise ValueError(f"width={self.width} does not split into heads of head_dim={self.head_dim}; change one")
+        batches = [key for key in ("batch", "batches", "tokens") if key in self.model_fields_set]
+        if len(batches) > 1:
+            raise ValueError(f"{' and '.join(batches)} exclude each other; keep one")
+        if self.level == "ceiling" and (self.directions != ["forward"] or {"batches", "tokens"} & {*batches}):
+            raise ValueError("a ceiling has direction forward and batch 1")
+        return self
+
+
+class GenerationEntry(_Entry):
+    """Read a prompt, then generate: time, throughput and memory against batch; batch 0 searches the largest."""
+
+    kind: Literal["generation"]
+    models: list[str] = Field(min_length=1)
+    batches: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    prompt: Length
+    new_tokens: int = Field(gt=0)
+    loops: list[Literal["cuda_graph", "eager", "transformers"]] = Field(min_length=1)
+    seeds: list[int] = [0]
+    sample_budget_s: float = Field(default=1.0, gt=0)
+
+
+class TrainingEntry(_ModelEntry):
+    """Train at one length under a budget of steps, score at many."""
+
+    kind: Literal["training"]
+    tasks: list[str] = Field(min_length=1)
+    task_options: dict[str, Any] = {}
+    seq_len: Length
+    steps: int = Field(gt=0)
+    lr: PerModel
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    grad_clip: float = Field(default=1.0, ge=0)
+    score_lengths: Lengths
+    score_tokens: int = Field(default=2**16, gt=0)
+    score_regions: int = Field(default=8, gt=0)
+    """Stretches of the test data, at least, each as long as the longest score, that every length is scored on."""
+    min_examples: int = Field(default=4, gt=0)
+    max_examples: int = Field(default=256, gt=0)
+    score_budget_s: float = Field(default=60, gt=0)
+    threads: int | None = Field(default=None, gt=0)
+    """Threads of a trial; trials that state them run side by side where there are cores enough."""
+
+
+Entry = SpeedEntry | GenerationEntry | TrainingEntry
+ENTRIES: dict[str, type[SpeedEntry] | type[GenerationEntry] | type[TrainingEntry]] = {
+    "speed": SpeedEntry,
+    "generation": GenerationEntry,
+    "training": TrainingEntry,
+}

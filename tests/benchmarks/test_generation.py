@@ -1,0 +1,267 @@
+"""Generation: what is generated, refused, predicted, searched for, and how samples become rates."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import benchmarks.generation as generation
+from benchmarks.generation import predicted_generation, run_generation, throughput
+from benchmarks.generation_checks import check_tokens, prompt_ids
+from benchmarks.generation_loops import LOOPS, EagerLoop, GraphLoop
+from benchmarks.generation_models import GPT_NEOX, build_generation_model
+from benchmarks.generation_search import MAX_PROBES, Probe, is_bracketed, largest_fitting, search_largest
+from harness import Trial, Unsupported, WrongOutput
+from harness.outcomes import is_out_of_memory
+from models import MODELS, family
+
+# Mamba-3 exists as CUDA kernels alone.
+TINY = [name for name in MODELS if name.endswith("-tiny") and family(name) != "mamba3"]
+WAYS = [*((name, "eager") for name in [*TINY, "gpt_neox-tiny"]), ("gpt_neox-tiny", "transformers")]
+# One of each kind of state and of activations.
+PREDICTED = ("mamba", "mamba2", "transformer", "transformer_alibi", "s4d", "hyena", "retnet", "lstm", "gpt_neox")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def make_trial(model: str, loop: str = "eager", *, new_tokens: int = 5, **changes) -> Trial:
+    protocol = {"new_tokens": new_tokens, "loop": loop, "sample_budget_s": 0.05}
+    fields = dict(
+        kind="generation", model=model, task=None, seq_len=24, batch=2, dtype="float32", direction="forward",
+        device="cpu", seed=3, protocol=protocol,
+    )  # fmt: skip
+    return Trial(**(fields | changes))
+
+
+def measure(trial: Trial) -> dict:
+    return run_generation(trial, {}, lambda metrics: None)
+
+
+@pytest.mark.parametrize(("name", "loop"), WAYS)
+def test_tokens_are_those_of_a_naive_greedy_loop_of_whole_forwards(name, loop):
+    trial = make_trial(name, loop, dtype="float64")
+    model = build_generation_model(trial)
+    prompt_BL = prompt_ids(trial, model, 2)
+    ids_BL = prompt_BL
+    with torch.no_grad():
+        for _ in range(6):
+            ids_BL = torch.cat([ids_BL, model(ids_BL)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    generating = LOOPS[loop](model, prompt_BL, 5)
+    for _ in range(2):  # a second time from used states
+        generating.prefill()
+        generating.decode()
+        assert torch.equal(generating.tokens_BN, ids_BL[:, 24:])
+
+
+@pytest.mark.parametrize(("name", "loop"), [("mamba-tiny", "eager"), ("gpt_neox-tiny", "transformers")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trial_gives_the_metrics_of_the_schema(name, loop, dtype):
+    reported = []
+    trial = make_trial(name, loop, dtype=dtype)
+    result = run_generation(trial, {}, reported.append)
+    metrics = result["metrics"]
+    assert len(metrics["prefill_ms"]) == len(metrics["decode_ms"]) >= 1
+    model = build_generation_model(trial)
+    assert metrics["params"] == model.num_params
+    assert metrics["state_bytes"] == model.state_bytes(24 + 5, batch=2)
+    weights = sum(p.nbytes for p in model.parameters())
+    assert metrics["peak_alloc_bytes"] > weights + metrics["state_bytes"] * (loop != "transformers")
+    assert 0 <= metrics["max_relative_error"] < (0.1 if dtype == "bfloat16" else 1e-5)
+    assert result["backend"]["loop"].startswith(loop)
+    assert "prefill_ms" not in reported[0] and reported[0]["params"] == metrics["params"]
+
+
+def test_half_precision_keeps_the_weights_wide_that_act_through_exponentials():
+    model = build_generation_model(make_trial("mamba-tiny", dtype="bfloat16"))
+    dtypes = {name.rpartition(".")[2]: p.dtype for name, p in model.named_parameters()}
+    assert dtypes["A_log"] == torch.float32
+    assert model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_rates_are_of_the_medians():
+    metrics = throughput([(100.0, 1900.0), (300.0, 700.0), (200.0, 800.0)], batch=4, new_tokens=50)
+    assert metrics["prefill_ms"] == [100.0, 300.0, 200.0]
+    assert metrics["tokens_per_s"] == pytest.approx(4 * 50 / 1.0)
+    assert metrics["decode_tokens_per_s"] == pytest.approx(4 * 50 / 0.8)
+    assert metrics["few_samples"].startswith("3 of 5")
+    assert "few_samples" not in throughput([(1.0, 1.0)] * 5, batch=1, new_tokens=1)
+    assert "decode_tokens_per_s" not in throughput([(2.0, -0.1)] * 5, batch=1, new_tokens=1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def test_a_wrong_step_gives_no_speed(monkeypatch):
+    from models.s6 import S6
+
+    right = S6.step
+    monkeypatch.setattr(S6, "step", lambda self, x_BE, state: right(self, x_BE.roll(1, dims=-1), state))
+    with pytest.raises(WrongOutput, match="step 1"):
+        measure(make_trial("mamba-tiny"))
+
+
+def test_a_prefill_that_does_not_start_anew_gives_no_speed(monkeypatch):
+    from models.s6 import S6
+
+    def adding(self, x_BLE, state):
+        y_BLE, h_BEN = self._scan(x_BLE)
+        state["h"].add_(h_BEN)
+        return y_BLE
+
+    monkeypatch.setattr(S6, "prefill", adding)
+    with pytest.raises(WrongOutput, match="step 1 in the second generation"):
+        measure(make_trial("mamba-tiny"))
+
+
+def test_a_last_sequence_that_differs_from_itself_alone_is_wrong():
+    trial = make_trial("mamba-tiny", batch=3)
+    model = build_generation_model(trial)
+    loop = EagerLoop(model, prompt_ids(trial, model, 3), 5)
+    loop.prefill()
+    loop.decode()
+    assert check_tokens(trial, model, loop.prompt_BL, loop.tokens_BN) < 1e-5
+    shifted = loop.tokens_BN.clone()
+    shifted[-1] = (shifted[-1] + 1) % model.vocab_size
+    with pytest.raises(WrongOutput, match="sequence 2 of 3"):
+        check_tokens(trial, model, loop.prompt_BL, shifted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (dict(model="mamba-tiny", loop="cuda_graph"), "needs a CUDA device"),
+        (dict(model="mamba-tiny", loop="transformers"), "no model of transformers"),
+        (dict(model="mamba-tiny", loop="beam"), "is not one of eager"),
+        (dict(model="mamba-tiny", new_tokens=0), "new_tokens=0"),
+        (dict(model="mamba-tiny", direction="train"), "forward only"),
+        (dict(model="mamba3-tiny"), "mamba_ssm"),
+    ],
+)
+@pytest.mark.parametrize("ask", [measure, predicted_generation])
+def test_what_cannot_run_is_unsupported_before_it_is_tried(changes, reason, ask):
+    with pytest.raises(Unsupported, match=reason):
+        ask(make_trial(**changes))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a CUDA graph")
+@pytest.mark.parametrize("name", [*TINY, "gpt_neox-tiny"])
+def test_a_captured_loop_generates_what_the_eager_one_does(name):
+    trial = make_trial(name, device="cuda")
+    model = build_generation_model(trial)
+    loops = [loop(model, prompt_ids(trial, model, 2), 5) for loop in (EagerLoop, GraphLoop)]
+    for loop in loops:
+        loop.prefill()
+        loop.decode()
+    assert torch.equal(loops[0].tokens_BN, loops[1].tokens_BN)
+    assert loops[1].capture_ms > 0
+
+
+# --------------------------------------------------------------------------------------------------
+# Memory
+
+
+@pytest.mark.parametrize(("name", "loop"), [way for way in WAYS if family(way[0]) in PREDICTED])
+def test_predicted_peak_is_the_allocators(name, loop):
+    """Within 10 %. Long enough that states and activations are not lost in the weights."""
+    trial = make_trial(name, loop, batch=16, seq_len=256, new_tokens=3)
+    model = build_generation_model(trial)
+    _, first = generation._measure_memory(trial, model, LOOPS[loop], 16)
+    measured = first["metrics"]["peak_alloc_bytes"]
+    weights = sum(p.nbytes for p in model.parameters())
+    assert measured > 1.2 * weights
+    # oneDNN's LSTM is fitted, not known.
+    assert predicted_generation(trial).peak_bytes == pytest.approx(measured, rel=0.15 if "lstm" in name else 0.1)
+
+
+def test_prediction_grows_with_the_batch_and_takes_no_memory():
+    one, many = (predicted_generation(make_trial("transformer-130m", batch=b, seq_len=2048)) for b in (0, 1024))
+    assert many.peak_bytes > 50 * 2**30
+    assert many.flops == pytest.approx(1024 * one.flops)
+
+
+def test_the_largest_batch_fits_a_given_memory(monkeypatch):
+    trial = make_trial("transformer-tiny", batch=0, seq_len=64)
+    need = {batch: predicted_generation(replace(trial, batch=batch)).peak_bytes for batch in (1, 6)}
+    model = build_generation_model(trial)
+    weights = sum(p.nbytes for p in model.parameters())
+    room = (need[6] - weights) / generation.HOST_SHARE
+    monkeypatch.setattr(generation, "available_memory_bytes", lambda device: int(room) + 1000)
+    metrics = measure(trial)["metrics"]
+    assert metrics["largest_batch"] == 6
+    assert {"batch": 6, "fits": True} in metrics["search"]
+    assert metrics["search"][-1]["fits"] is False and metrics["search"][-1]["batch"] in (7, 8)
+    assert metrics["peak_alloc_bytes"] == pytest.approx(need[6], rel=0.1)
+    assert metrics["state_bytes"] == model.state_bytes(64 + 5, batch=6)
+
+
+def test_no_batch_at_all_is_out_of_memory(monkeypatch):
+    monkeypatch.setattr(generation, "available_memory_bytes", lambda device: 1000)
+    with pytest.raises(MemoryError, match="not even a batch of 1") as caught:
+        measure(make_trial("transformer-tiny", batch=0))
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("weights", [0, 3000, 10**6])
+@pytest.mark.parametrize("a_sequence", [1, 7, 150, 5000])
+@pytest.mark.parametrize("visible", [True, False])
+@pytest.mark.parametrize("estimated", [0.5, 0.97, 1.0, 1.5])
+def test_search_ends_within_a_sixteenth_of_the_truth(weights, a_sequence, visible, estimated):
+    """Whatever is thought of the capacity, and whether or not peaks are known."""
+    memory = 2 * 10**6
+    truth = (memory - weights) // a_sequence
+    tried: list[int] = []
+
+    def probe(batch: int) -> Probe:
+        tried.append(batch)
+        taken = weights + a_sequence * batch
+        return Probe(batch=batch, fits=taken <= memory, peak_bytes=taken if visible else None)
+
+    probes = search_largest(probe, capacity_bytes=int(estimated * memory), budget_s=1e9)
+    found = largest_fitting(probes)
+    assert found <= truth <= found + max(1, found // 16) - 1
+    assert is_bracketed(probes)
+    assert len(tried) == len(set(tried)) <= MAX_PROBES
+    if visible and estimated == 0.97:
+        large = [batch for batch in tried if batch > truth // 2]
+        assert len(large) <= 4  # long ones are few
+
+
+def test_search_stops_when_its_time_is_up():
+    now = iter(range(100))
+    probes = search_largest(
+        lambda batch: Probe(batch=batch, fits=True), capacity_bytes=0, budget_s=4.5, clock=lambda: float(next(now))
+    )
+    assert [p.batch for p in probes] == [1, 2, 4, 8, 16]
+    assert not is_bracketed(probes)
+
+
+def test_a_batch_that_fails_in_the_whole_generation_is_followed_by_smaller_ones(monkeypatch):
+    real = generation._measure_memory
+
+    def limited(trial, model, loop_class, batch):
+        if batch > 30:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(trial, model, loop_class, batch)
+
+    monkeypatch.setattr(generation, "_measure_memory", limited)
+    trial = make_trial("gpt_neox-tiny", "eager")
+    model = build_generation_model(trial)
+    probes = [Probe(batch=32, fits=True)]
+    loop, batch, _ = generation._first_run(trial, model, LOOPS["eager"], 32, probes)
+    assert batch == 30 and loop.tokens_BN.shape == (30, 6)
+    with pytest.raises(RuntimeError, match="allocate"):
+        generation._first_run(trial, model, LOOPS["eager"], 32, [])  # asked for by name: no other batch will do
+
+
+def test_gpt_neox_has_pythias_shape():
+    assert GPT_NEOX["gpt_neox-1.4b"]["hidden_size"] * 4 == GPT_NEOX["gpt_neox-1.4b"]["intermediate_size"]
+    with torch.device("meta"):
+        model = build_generation_model(make_trial("gpt_neox-1.4b", device="meta"))
+    assert model.num_params == 1_414_647_808  # of the published checkpoint
+    config = model.network.config
+    assert config.use_parallel_residual
+    assert config.rope_parameters["partial_rotary_factor"] == 0.25
