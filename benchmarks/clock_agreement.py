@@ -20,7 +20,6 @@ Shape suffixes: B batch (1), L length, D channels, N states, H heads, K head dim
 """
 
 import argparse
-import csv
 import functools
 import importlib
 import json
@@ -36,6 +35,7 @@ import torch
 import torch.utils.benchmark
 from torch import Tensor
 
+from benchmarks.csv_files import write_csv
 from harness import format_length
 from harness.clocks import time_calls
 from harness.memory import memory_of
@@ -214,15 +214,6 @@ def format_table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{place}{ms:>12}{peak:>10}{row['ratio_to_ours']:>9.4f}"
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All rows under :data:`COLUMNS`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def parse_options(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line; ends the program with a message for a device that is not there."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clock_agreement", description=__doc__.splitlines()[0])
@@ -250,7 +241,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for seq_len in SIZES[device.type].lengths:
             rows += time_rows(operator, seq_len, device, options.budget_s)
             rows += memory_rows(operator, seq_len, device)
-            write_csv(rows, options.out)  # a later operator may fail
+            write_csv(rows, COLUMNS, options.out)  # a later operator may fail
     print(*format_table(rows), sep="\n")
     print(f"written: {options.out}")
     for sentence in (found := disagreements(rows)):

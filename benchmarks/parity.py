@@ -6,7 +6,6 @@ machine beside it. Each row is one quantity (an output, a gradient) of one compa
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import parity_models, parity_operators
+from benchmarks.csv_files import write_csv
 from benchmarks.listing import aligned
 from benchmarks.parity_rows import Row
 from harness import parse_lengths
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     wanted = [name for name in arguments.only.split(",") if name]
     if unknown := set(wanted) - {group.name for group in GROUPS}:
-        parser.error(f"--only {', '.join(sorted(unknown))}: no such group")
+        parser.error(
+            f"--only {', '.join(sorted(unknown))}: no such group; there are {', '.join(group.name for group in GROUPS)}"
+        )
     torch.set_num_threads(1 if arguments.device == "cpu" else torch.get_num_threads())
     out = arguments.out or Path("results") / arguments.device / "parity.csv"
     rows: list[Row] = []
@@ -78,12 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(out: Path, rows: Sequence[Row], device: str) -> None:
     """The CSV, and the machine in a JSON file beside it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)] + ["agrees"])
-        for row in rows:
-            writer.writerow([*row.cells(), "yes" if row.agrees else "no"])
+    columns = [*(field.name for field in fields(Row)), "agrees"]
+    cells = ([*row.cells(), "yes" if row.agrees else "no"] for row in rows)
+    write_csv((dict(zip(columns, values, strict=True)) for values in cells), columns, out)
     _, environment = fingerprint(Path.cwd(), device=device, num_threads=torch.get_num_threads())
     out.with_name(out.stem + "_env.json").write_text(json.dumps(environment, indent=1, sort_keys=True) + "\n")
 

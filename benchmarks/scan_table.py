@@ -16,7 +16,6 @@ Shapes: B batch, L time, D channels, N states (see :mod:`models.ops.selective_sc
 
 import argparse
 import contextlib
-import csv
 import json
 import math
 import os
@@ -32,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.csv_files import write_csv
 from benchmarks.scan_implementations import CHANNELS, IMPLEMENTATIONS, STATES, Scan, find_implementation, scan_inputs
 from benchmarks.speed import TOLERANCES
 from harness import Unsupported, WrongOutput, format_length, parse_length, parse_lengths
@@ -148,7 +148,7 @@ def _worst_error(results: Sequence[Tensor], seq_len: int, reference: str | None)
     if reference is None:
         x, dt, A, B, C, _ = scan_inputs(seq_len)
         return slice_error(x, dt, A, B, C, None, None, results[0])
-    wanted = torch.load(reference, mmap=True)[: len(results)]
+    wanted = torch.load(reference, mmap=True, weights_only=True)[: len(results)]
     errors = [relative_error(t, reference) for t, reference in zip(results, wanted, strict=True)]
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
@@ -248,15 +248,6 @@ def _skip_reason(rows: Sequence[Row], row: Row, options: Options) -> str:
     return f"predicted {predicted_ms:.0f} ms a call ({how}); rows predicted to take over {most_s:g} s are left out"
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All rows so far, under :data:`COLUMNS`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def write_environment(options: Options, path: Path) -> None:
     """The machine, the packages and what was asked, as JSON."""
     env_id, environment = fingerprint(ROOT, device="cpu", num_threads=max(options.threads))
@@ -342,7 +333,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def on_row(row: Row) -> None:
         rows.append(row)
-        write_csv(rows, out)  # a later row may fail
+        write_csv(rows, COLUMNS, out)  # a later row may fail
         what = f"{row['implementation']} {row['direction']} {format_length(row['seq_len'])} x{row['threads']}"
         print(f"{what}: {row['status']} {row['median_ms']}", file=sys.stderr, flush=True)
 

@@ -6,6 +6,8 @@ added up, and, where asked for, a slice of the real output is compared with a re
 no length is timed before its output is known to be right.
 """
 
+import functools
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -102,3 +104,13 @@ def relative_error(actual: Tensor, reference: Tensor) -> float:
     """``||actual - reference|| / ||reference||`` in float64; NaN anywhere gives NaN."""
     actual, reference = actual.double(), reference.double()
     return float((actual - reference).norm() / reference.norm().clamp_min(1e-30))
+
+
+@functools.cache
+def why_missing(module: str) -> str:
+    """Why an optional package's module does not import, or "" if it does."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"{module.partition('.')[0]} does not import ({error})"
+    return ""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.ops.context import is_fake, observe, relative_error
+from models.ops.context import is_fake, observe, relative_error, why_missing
 from models.ops.scan_kernel import ensure_built, scan_backward, scan_forward
 from models.ops.scan_reference import chunked_scan, sequential_scan
 
@@ -164,16 +164,7 @@ def _unavailable(
             return "it takes weights of the channels in place of B or C only, not beside them"
         # Without data nothing of the package is called, and it may be another machine's memory that is predicted,
         # with tensors said to be on a CPU: a PyTorch without CUDA aborts on the gradients of fake CUDA tensors.
-        return "" if fake else _mamba_ssm_missing()
-    return ""
-
-
-@functools.cache
-def _mamba_ssm_missing() -> str:
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
-    except ImportError as error:
-        return f"mamba_ssm does not import ({error})"
+        return "" if fake else why_missing("mamba_ssm.ops.selective_scan_interface")
     return ""
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.ops.context import is_fake, observe, relative_error, stands_for
+from models.ops.context import is_fake, observe, relative_error, stands_for, why_missing
 from models.ops.ssd_chunked import CHUNK, ChunkedSSD, chunked_forward, split_segments
 
 BACKENDS = ("mamba-ssm", "chunked", "sequential")
@@ -135,16 +135,7 @@ def _unavailable(name: str, device: torch.device, wide: torch.dtype, *, fake: bo
         return f"it is for CUDA tensors, these are on {device.type}"
     if wide != torch.float32:
         return f"it computes in float32, not {wide}"
-    return "" if fake else _mamba_ssm_missing()
-
-
-@functools.cache
-def _mamba_ssm_missing() -> str:
-    try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined  # noqa: F401
-    except ImportError as error:
-        return f"mamba_ssm does not import ({error})"
-    return ""
+    return "" if fake else why_missing("mamba_ssm.ops.triton.ssd_combined")
 
 
 def _check(x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Tensor | None) -> None:

@@ -2,7 +2,8 @@
 
 transformers imports torchaudio wherever that is installed. torchaudio's compiled extension wants CUDA libraries:
 beside a CPU build of torch the import raises OSError, and transformers' models cannot be imported either. What is
-used of torchaudio in this suite is pure torch, so a stub stands in for the extension there, and for good.
+used of torchaudio in this suite is pure torch, so a stub stands in for the extension there, and for good. The tasks
+have the same few lines for their resampling: neither package may import the other.
 """
 
 import functools

@@ -341,7 +341,7 @@ def write_mamba_ssm(folder: Path, kind: str) -> Any:
 def test_mamba_ssm(tmp_path, kind, form):
     network = write_mamba_ssm(tmp_path, kind)
     path = tmp_path / "pytorch_model.bin"
-    state = torch.load(path)
+    state = torch.load(path, weights_only=True)
     if form == "legacy":
         torch.save(state, path, _use_new_zipfile_serialization=False)
     elif form == "safetensors":
@@ -390,7 +390,7 @@ def test_mamba_ssm_that_is_not_supported(tmp_path, kind, changes, words):
     write_mamba_ssm(tmp_path, kind)
     edit_config(tmp_path, **changes)
     if "tie_embeddings" in changes:
-        state = torch.load(tmp_path / "pytorch_model.bin")
+        state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
         del state["lm_head.weight"]
         torch.save(state, tmp_path / "pytorch_model.bin")
     refused(tmp_path, *words)
@@ -398,7 +398,7 @@ def test_mamba_ssm_that_is_not_supported(tmp_path, kind, changes, words):
 
 def test_a_tie_that_the_weights_deny(tmp_path):
     write_mamba_ssm(tmp_path, "mamba")
-    state = torch.load(tmp_path / "pytorch_model.bin")
+    state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     state["lm_head.weight"] = state["lm_head.weight"] + 1
     torch.save(state, tmp_path / "pytorch_model.bin")
     refused(tmp_path, "lm_head.weight differs", "tie_embeddings")
