@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import json
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,6 +42,8 @@ _MODULES = {
 _FEW_LAYERS = (2, 4)
 """Of a model of more layers, all alike, these are run on fake tensors, and a line through both gives the whole."""
 _TWO_BATCHES = (8, 16)
+_MAX_WORKERS, _TRIALS_A_WORKER = 8, 16
+"""Costs are predicted side by side where cores and trials are many: a worker imports PyTorch first."""
 _NUM_ANSWERS = {"induction_heads": 1, "selective_copying": 16}
 """Scored positions of a probe's example; a data-set task scores every position."""
 
@@ -65,33 +69,50 @@ class RunSettings:
 def plan_trials(trials: Sequence[SuiteTrial], settings: RunSettings) -> list[PlannedTrial]:
     """Plan trials, cheap ones first. Nothing is allocated: costs come from fake tensors."""
     torch.set_num_threads(len(settings.cores))  # scratch buffers of CPU kernels grow with it
-    planned = [_plan(item, settings) for item in trials]
+    ids = [item.trial.trial_id(code_version(code_of(item.trial))) for item in trials]
+    costs = _costs([item.trial for item in trials], ids, num_cores=len(settings.cores))
+    planned = [_plan(item, settings, trial_id, cost) for item, trial_id, cost in zip(trials, ids, costs, strict=True)]
     return sorted(planned, key=lambda p: (p.flops or 0.0) * p.calls + 1e9 * p.extra_s)
 
 
-def _plan(item: SuiteTrial, settings: RunSettings) -> PlannedTrial:
+def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Prediction | str) -> PlannedTrial:
     trial = item.trial
     plan = PlannedTrial(
         trial=trial,
-        trial_id=trial.trial_id(code_version(code_of(trial))),
+        trial_id=trial_id,
         time_limit_s=item.time_limit_s,
         num_threads=trial.protocol.get("threads"),
         payload=settings.payload(),
         speed_key=_speed_key(trial),
         extra_s=_START_S[trial.device],
     )
-    try:
-        prediction = remembered_cost(trial, plan.trial_id)
-    except TrialFailure as failure:
-        return replace(plan, unsupported=str(failure))
+    if isinstance(cost, str):
+        return replace(plan, unsupported=cost)
     calls = MIN_CALLS[trial.direction]
     extra_s = _START_S[trial.device]
     if trial.kind == "training":
         calls = trial.protocol["steps"] + 2.0
         extra_s += 0.3 * trial.protocol["score_budget_s"]
-    return replace(
-        plan, predicted_peak_bytes=prediction.peak_bytes, flops=prediction.flops, calls=calls, extra_s=extra_s
-    )
+    return replace(plan, predicted_peak_bytes=cost.peak_bytes, flops=cost.flops, calls=calls, extra_s=extra_s)
+
+
+def _costs(trials: Sequence[Trial], ids: Sequence[str], *, num_cores: int) -> list[Prediction | str]:
+    """What each trial costs, or why it cannot be run."""
+    unknown = sum(not _cost_path(trial_id).exists() for trial_id in ids)
+    workers = min(_MAX_WORKERS, num_cores // 2, unknown // _TRIALS_A_WORKER)
+    if workers < 2:
+        return [_cost_or_refusal(*known) for known in zip(trials, ids, strict=True)]
+    # Spawned: a fork would take over locks of this process's threads.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (num_cores,)) as pool:
+        return list(pool.map(_cost_or_refusal, trials, ids, chunksize=4))
+
+
+def _cost_or_refusal(trial: Trial, trial_id: str) -> Prediction | str:
+    try:
+        return remembered_cost(trial, trial_id)
+    except TrialFailure as failure:
+        return str(failure)
 
 
 def _speed_key(trial: Trial) -> str:
@@ -119,9 +140,7 @@ def remembered_cost(trial: Trial, trial_id: str) -> Prediction:
     The trial's identity covers the code; the version of PyTorch, the number of threads (scratch
     buffers grow with it) and whether the scan's kernel was built do the rest.
     """
-    scan = "chunked" if scan_kernel.ensure_built() else "kernel"
-    place = f"{trial_id[:32]}-{torch.__version__}-{torch.get_num_threads()}-{scan}.json"
-    path = cache_dir() / "predictions" / place
+    path = _cost_path(trial_id)
     try:
         known = json.loads(path.read_text())
         return Prediction(peak_bytes=int(known["peak_bytes"]), flops=float(known["flops"]))
@@ -130,6 +149,11 @@ def remembered_cost(trial: Trial, trial_id: str) -> Prediction:
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
         write_atomically(path, json.dumps(asdict(prediction)).encode())
     return prediction
+
+
+def _cost_path(trial_id: str) -> Path:
+    scan = "chunked" if scan_kernel.ensure_built() else "kernel"
+    return cache_dir() / "predictions" / f"{trial_id[:32]}-{torch.__version__}-{torch.get_num_threads()}-{scan}.json"
 
 
 def predicted_cost(trial: Trial) -> Prediction:
