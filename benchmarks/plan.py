@@ -20,6 +20,7 @@ from benchmarks.suites import SuiteTrial
 from benchmarks.workloads import build_workload, num_like_layers
 from harness import Trial, TrialFailure
 from harness.code_version import code_version
+from harness.outcomes import Unpredictable
 from harness.prediction import Prediction, predict
 from harness.runner import PlannedTrial
 from models import build_fake_model
@@ -72,10 +73,15 @@ def plan_trials(trials: Sequence[SuiteTrial], settings: RunSettings) -> list[Pla
     ids = [item.trial.trial_id(code_version(code_of(item.trial))) for item in trials]
     costs = _costs([item.trial for item in trials], ids, num_cores=len(settings.cores))
     planned = [_plan(item, settings, trial_id, cost) for item, trial_id, cost in zip(trials, ids, costs, strict=True)]
-    return sorted(planned, key=lambda p: (p.flops or 0.0) * p.calls + 1e9 * p.extra_s)
+    return sorted(planned, key=_expense)
 
 
-def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Prediction | str) -> PlannedTrial:
+def _expense(plan: PlannedTrial) -> tuple[bool, float]:
+    """Order of the run: cheap trials first, then those whose cost nobody knows."""
+    return plan.flops is None and not plan.unsupported, (plan.flops or 0.0) * plan.calls + 1e9 * plan.extra_s
+
+
+def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Prediction | str | None) -> PlannedTrial:
     trial = item.trial
     plan = PlannedTrial(
         trial=trial,
@@ -88,6 +94,8 @@ def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Predicti
     )
     if isinstance(cost, str):
         return replace(plan, unsupported=cost)
+    if cost is None:
+        return plan
     calls = MIN_CALLS[trial.direction]
     extra_s = _START_S[trial.device]
     if trial.kind == "training":
@@ -96,8 +104,8 @@ def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Predicti
     return replace(plan, predicted_peak_bytes=cost.peak_bytes, flops=cost.flops, calls=calls, extra_s=extra_s)
 
 
-def _costs(trials: Sequence[Trial], ids: Sequence[str], *, num_cores: int) -> list[Prediction | str]:
-    """What each trial costs, or why it cannot be run."""
+def _costs(trials: Sequence[Trial], ids: Sequence[str], *, num_cores: int) -> list[Prediction | str | None]:
+    """What each trial costs, or why it cannot be run; None where that shows only when it runs."""
     unknown = sum(not _cost_path(trial_id).exists() for trial_id in ids)
     workers = min(_MAX_WORKERS, num_cores // 2, unknown // _TRIALS_A_WORKER)
     if workers < 2:
@@ -108,9 +116,11 @@ def _costs(trials: Sequence[Trial], ids: Sequence[str], *, num_cores: int) -> li
         return list(pool.map(_cost_or_refusal, trials, ids, chunksize=4))
 
 
-def _cost_or_refusal(trial: Trial, trial_id: str) -> Prediction | str:
+def _cost_or_refusal(trial: Trial, trial_id: str) -> Prediction | str | None:
     try:
         return remembered_cost(trial, trial_id)
+    except Unpredictable:
+        return None
     except TrialFailure as failure:
         return str(failure)
 

@@ -15,6 +15,10 @@ class Unsupported(TrialFailure):
     status = "unsupported"
 
 
+class Unpredictable(Unsupported):
+    """The code looks at values, which tensors without data do not have: what it costs is known once it has run."""
+
+
 class WrongOutput(TrialFailure):
     """The output differs from the reference beyond the tolerance: no speed is given."""
 
@@ -23,6 +27,12 @@ class WrongOutput(TrialFailure):
 
 class NonFiniteLoss(TrialFailure):
     """Training produced a loss that is NaN or infinite."""
+
+
+class CutShort(TrialFailure):
+    """Stopped in time with its state saved: the same command goes on from there, and its record is replaced."""
+
+    status = "timeout"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

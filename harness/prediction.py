@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
+
+from harness.outcomes import Unpredictable
 
 _NOT_COUNTED_HERE = [
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
@@ -72,7 +74,17 @@ def predict(build: Callable[[], Callable[[], object]]) -> Prediction:
     """Run ``build`` and calls of what it returns on fake tensors.
 
     Memory is followed over two calls, because a training step's second one is the first to meet the optimizer's state.
+
+    Raises:
+        Unpredictable: what happens depends on a tensor's values.
     """
+    try:
+        return _predict(build)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise Unpredictable(f"memory and FLOPs are unknown before the run: {error.func} asks for values") from error
+
+
+def _predict(build: Callable[[], Callable[[], object]]) -> Prediction:
     uncounted = dict.fromkeys(_NOT_COUNTED_HERE, _no_flops)
     with FakeTensorMode():
         with StorageTracker() as storages:

@@ -8,6 +8,7 @@ import torch
 from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, Timing, issue_times_ms, time_calls
 from harness.environment import ClockReading, gpu_clocks, parse_clocks
 from harness.memory import host_peak, memory_of
+from harness.outcomes import Unpredictable
 from harness.prediction import StorageTracker, predict
 
 CPU = torch.device("cpu")
@@ -66,6 +67,13 @@ def test_prediction_equals_the_allocator_and_counts_flops():
 
     assert prediction.peak_bytes == memory_of(work, CPU)["peak_alloc_bytes"]
     assert prediction.flops == 2 * (2 * 64 * 256 * 512)  # the product, and its gradient for the weight
+
+
+def test_code_that_looks_at_values_cannot_be_predicted():
+    with pytest.raises(Unpredictable, match="unknown before the run"):
+        predict(lambda: lambda: torch.ones(3).sum().item())
+    with pytest.raises(ZeroDivisionError):
+        predict(lambda: lambda: 1 / 0)
 
 
 def test_storage_tracker_counts_views_once_and_releases():
