@@ -28,7 +28,6 @@ from harness.memory import available_memory_bytes, keep_freed_memory, memory_of
 from harness.prediction import Prediction, predict
 from harness.worker import Report
 from models import Model
-from models.mamba3 import Mamba3Unavailable
 from models.ops.context import observing, predicting
 from models.ops.selective_scan import force_backend
 
@@ -293,9 +292,6 @@ def predicted_generation(trial: Trial) -> Prediction:
         return generate
 
     fused = force_backend("mamba-ssm") if torch.device(trial.device).type == "cuda" else nullcontext()
-    try:
-        with fused, predicting(trial.device):
-            prediction = predict(build)
-    except Mamba3Unavailable as error:
-        raise Unsupported(str(error)) from error
+    with fused, predicting(trial.device):
+        prediction = predict(build)
     return replace(prediction, flops=prediction.flops + counted[-1] + (new_tokens - 1) * step_flops[0])

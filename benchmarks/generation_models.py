@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.workloads import DTYPES
-from harness import Trial, Unsupported
+from harness import Trial
 from models import Model, build_fake_model, find_factory
-from models.mamba3 import Mamba3Unavailable
 from models.pretrained.huggingface import HuggingFaceModel
 from models.pretrained.transformers_import import import_transformers
 
@@ -42,20 +41,15 @@ ROTARY_SHARE = 0.25
 def build_generation_model(trial: Trial) -> Model:
     """The model of a trial, on its device, in its dtype, with random weights of its seed, in evaluation mode.
 
-    Raises:
-        ValueError: an unknown name.
-        Unsupported: kernels that do not run here.
+    Raises ValueError for an unknown name.
     """
     device, dtype = torch.device(trial.device), DTYPES[trial.dtype]
-    try:
-        if trial.model in GPT_NEOX:
-            return _gpt_neox(trial, device, dtype)
-        with device:
-            model = find_factory(trial.model)(vocab_size=GENERATION_VOCAB)
-            model.init_weights(torch.Generator(device).manual_seed(trial.seed))
-        return model.to(device).cast(dtype).eval()
-    except Mamba3Unavailable as error:
-        raise Unsupported(str(error)) from error
+    if trial.model in GPT_NEOX:
+        return _gpt_neox(trial, device, dtype)
+    with device:
+        model = find_factory(trial.model)(vocab_size=GENERATION_VOCAB)
+        model.init_weights(torch.Generator(device).manual_seed(trial.seed))
+    return model.to(device).cast(dtype).eval()
 
 
 def build_fake_generation_model(trial: Trial) -> Model:
@@ -63,10 +57,7 @@ def build_fake_generation_model(trial: Trial) -> Model:
     dtype = DTYPES[trial.dtype]
     if trial.model in GPT_NEOX:
         return _gpt_neox(trial, torch.device(trial.device), dtype)
-    try:
-        return build_fake_model(trial.model, vocab_size=GENERATION_VOCAB, device=trial.device, dtype=dtype).eval()
-    except Mamba3Unavailable as error:
-        raise Unsupported(str(error)) from error
+    return build_fake_model(trial.model, vocab_size=GENERATION_VOCAB, device=trial.device, dtype=dtype).eval()
 
 
 def _gpt_neox(trial: Trial, device: torch.device, dtype: torch.dtype) -> HuggingFaceModel:

@@ -45,6 +45,7 @@ GROUPS = [
     # Last those whose Triton kernels take minutes to tune.
     Group("mamba-ssm", parity_models.mamba_ssm_models, ("cuda",)),
     Group("fused-blocks", parity_models.fused_blocks, ("cuda",)),
+    Group("fused-mamba3", parity_models.fused_mamba3, ("cuda",)),
 ]
 
 

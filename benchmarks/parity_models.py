@@ -4,6 +4,7 @@ Shape suffixes: B batch, L sequence length, V vocabulary.
 """
 
 import copy
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 from benchmarks.parity_rows import Row, compared, dtype_name
 from models import MODELS, SequenceModel, build_model, family
 from models.mamba2 import Mamba2
+from models.mamba3 import Mamba3
+from models.ops.context import observing
 from models.pretrained import load_pretrained
 from models.pretrained.transformers_import import import_transformers
 from models.wirings import Mamba
@@ -22,14 +25,16 @@ VOCAB = 64
 LENGTH, PROMPT = 300, 200
 FUSED = ("mamba", "mamba2")
 TF32_LOGITS = 5e-4
-# Float32 on a GPU is not float32 everywhere: mamba-ssm's Triton state space dual (Mamba-2, linear attention, RetNet)
-# multiplies in TF32, and so does cuDNN's LSTM by PyTorch's default. Hyena's sines amplify what is left of rounding.
-GPU_TOLERANCE = dict.fromkeys(("mamba2", "linear_attention", "retnet", "lstm", "hyena"), 1e-3)
+# Its operator keeps angles in bfloat16; gradients of decays are differences of sums of numbers rounded to it.
+MAMBA3_TOLERANCE = {"output": 2e-2, "ddt_bias": 1e-1}
+# Float32 on a GPU is not float32 everywhere: mamba-ssm's Triton state space dual (Mamba-2 and -3, linear attention,
+# RetNet) multiplies in TF32, and so does cuDNN's LSTM by PyTorch's default. Hyena's sines amplify what is left of
+# rounding.
+GPU_TOLERANCE = dict.fromkeys(("mamba2", "mamba3", "linear_attention", "retnet", "lstm", "hyena"), 1e-3)
 
 
 def _tiny_models() -> list[str]:
-    """Every family at its small size. Mamba-3 exists in mamba-ssm alone: there is nothing to compare it with."""
-    return [name for name in MODELS if name.endswith("-tiny") and not name.startswith("mamba3")]
+    return [name for name in MODELS if name.endswith("-tiny")]
 
 
 def _ids(batch: int, seq_len: int, device: torch.device, vocab: int = VOCAB) -> Tensor:
@@ -57,25 +62,47 @@ def fused_blocks(device: torch.device, lengths: Sequence[int]) -> Iterator[Row]:
     """A block with mamba-ssm's fused kernel against the portable one: output and all gradients, float32."""
     for name in FUSED:
         for seq_len in (n for n in lengths if n <= 2**16):
-            model = build_model(f"{name}-130m", vocab_size=VOCAB, device=str(device))
-            assert isinstance(model, SequenceModel)
-            fused = model.blocks[0].mixer
-            assert isinstance(fused, Mamba | Mamba2)
-            portable = copy.deepcopy(fused)
-            portable.fused = False
-            generator = torch.Generator(device).manual_seed(seq_len)
-            x_BLD, gradient = torch.randn(2, 1, seq_len, model.d_model, generator=generator, device=device)
-            pairs: dict[str, tuple[Tensor, Tensor]] = {}
-            results = []
-            for block in (fused, portable):
-                leaf = x_BLD.clone().requires_grad_()
-                output = block(leaf)
-                output.backward(gradient)
-                results.append({"output": output.detach(), "dx": leaf.grad})
-                results[-1] |= {f"d{n}": p.grad for n, p in block.named_parameters()}
-            pairs = {name: (results[0][name], results[1][name]) for name in results[0]}
+            pairs, _ = _fused_and_portable(name, seq_len, device, torch.float32)
             # TF32 is off; what is left are float32 sums over the length in another order.
             yield from compared(f"{name} fused block", "portable block", pairs, seq_len=seq_len, tolerance=1e-3)
+
+
+def fused_mamba3(device: torch.device, lengths: Sequence[int]) -> Iterator[Row]:
+    """The same of Mamba-3 in bfloat16, the only dtype of its operator, against the portable block in float32."""
+    for seq_len in (n for n in lengths if n <= 2**16):
+        pairs, backends = _fused_and_portable("mamba3", seq_len, device, torch.bfloat16)
+        if not (backend := backends["mamba3_block"]).startswith("mamba-ssm"):
+            print(f"fused-mamba3: nothing to compare, it ran {backend}", file=sys.stderr)
+            return
+        for quantity, pair in pairs.items():
+            yield from compared(
+                "mamba3 fused block", "portable block in float32", {quantity: pair},
+                seq_len=seq_len, tolerance=MAMBA3_TOLERANCE.get(quantity, 5e-2),
+            )  # fmt: skip
+
+
+def _fused_and_portable(
+    name: str, seq_len: int, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
+    """The first block's output and all gradients: as it runs, and as the portable form in float32; and what ran."""
+    model = build_model(f"{name}-130m", vocab_size=VOCAB, device=str(device), dtype=dtype)
+    assert isinstance(model, SequenceModel)
+    fused = model.blocks[0].mixer
+    assert isinstance(fused, Mamba | Mamba2 | Mamba3)
+    portable = copy.deepcopy(fused).float()
+    portable.fused = False
+    generator = torch.Generator(device).manual_seed(seq_len)
+    x_BLD, gradient = torch.randn(2, 1, seq_len, model.d_model, generator=generator, device=device).to(dtype)
+    results = []
+    for block, kind in ((fused, dtype), (portable, torch.float32)):
+        leaf = x_BLD.detach().to(kind, copy=True).requires_grad_()
+        with observing() as report:
+            output = block(leaf)
+        output.backward(gradient.to(kind))
+        results.append(({"output": output.detach(), "dx": leaf.grad}, report.backends))
+        results[-1][0].update({f"d{n}": p.grad for n, p in block.named_parameters()})
+    (actual, backends), (wanted, _) = results
+    return {quantity: (actual[quantity], wanted[quantity]) for quantity in actual}, backends
 
 
 @torch.no_grad()

@@ -27,6 +27,8 @@ CHANNELS_AT_ONCE = 256
 WIDE = 2048
 """Channels of the fused operators' comparison: with 2^20 positions one tensor has 2^31 elements, more than an int32
 index reaches."""
+MOST_WIDE_ELEMENTS = 2**29
+"""Of a float32 tensor: a dozen of 2^31 would not fit, so that there are fewer channels at the longest lengths."""
 
 
 def scan_inputs(seq_len: int, channels: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
@@ -75,47 +77,49 @@ def selective_scans(device: torch.device, lengths: Sequence[int]) -> Iterator[Ro
                 )  # fmt: skip
 
 
+def _width(seq_len: int, dtype: torch.dtype) -> int:
+    return WIDE if dtype != torch.float32 else min(WIDE, MOST_WIDE_ELEMENTS // seq_len)
+
+
+def _subject(operator: str, width: int) -> str:
+    return f"mamba-ssm {operator}" if width == WIDE else f"mamba-ssm {operator}, {width} channels"
+
+
 def fused_selective_scan(device: torch.device, lengths: Sequence[int]) -> Iterator[Row]:
     """mamba-ssm's kernel against our chunked form in float32, a block of channels at a time."""
-    for seq_len in lengths:
-        for dtype in (torch.float32, torch.bfloat16):
-            # At the longest length only the narrow one: twelve tensors of 2^31 float32 do not fit.
-            if dtype == torch.float32 and seq_len * WIDE > 2**29:
-                continue
-            x, dt, A, B, C = scan_inputs(seq_len, WIDE, device, dtype)
-            gradient = torch.randn(
-                x.shape, generator=torch.Generator(device).manual_seed(1), device=device, dtype=dtype
+    for seq_len, dtype in itertools.product(lengths, (torch.float32, torch.bfloat16)):
+        width = _width(seq_len, dtype)
+        x, dt, A, B, C = scan_inputs(seq_len, width, device, dtype)
+        gradient = torch.randn(x.shape, generator=torch.Generator(device).manual_seed(1), device=device, dtype=dtype)
+        actual = with_gradients(
+            lambda *a: selective_scan(*a, backend="mamba-ssm")[0], (x, dt, A, B, C), gradient, SCAN_NAMES
+        )
+        errors = _SquaredErrors()
+        sums = {"dB": torch.zeros_like(B, dtype=torch.float32), "dC": torch.zeros_like(C, dtype=torch.float32)}
+        for start in range(0, width, CHANNELS_AT_ONCE):
+            part = slice(start, start + CHANNELS_AT_ONCE)
+            inputs = [t.float() for t in (x[..., part], dt[..., part], A[part], B, C)]
+            wanted = with_gradients(
+                lambda *a: selective_scan(*a, backend="chunked")[0], inputs, gradient[..., part].float(), SCAN_NAMES
             )
-            actual = with_gradients(
-                lambda *a: selective_scan(*a, backend="mamba-ssm")[0], (x, dt, A, B, C), gradient, SCAN_NAMES
-            )
-            errors = _SquaredErrors()
-            sums = {"dB": torch.zeros_like(B, dtype=torch.float32), "dC": torch.zeros_like(C, dtype=torch.float32)}
-            for start in range(0, WIDE, CHANNELS_AT_ONCE):
-                part = slice(start, start + CHANNELS_AT_ONCE)
-                inputs = [t.float() for t in (x[..., part], dt[..., part], A[part], B, C)]
-                wanted = with_gradients(
-                    lambda *a: selective_scan(*a, backend="chunked")[0],
-                    inputs, gradient[..., part].float(), SCAN_NAMES,
-                )  # fmt: skip
-                for name in ("output", "dx", "ddt"):
-                    errors.add(name, actual[name][..., part], wanted[name])
-                errors.add("dA", actual["dA"][part], wanted["dA"])
-                for name in sums:
-                    sums[name] += wanted[name]
+            for name in ("output", "dx", "ddt"):
+                errors.add(name, actual[name][..., part], wanted[name])
+            errors.add("dA", actual["dA"][part], wanted["dA"])
             for name in sums:
-                errors.add(name, actual[name], sums[name])
-            yield from errors.rows("mamba-ssm selective_scan", "chunked in float32", seq_len, dtype, {})
-            del actual, gradient, x, dt
+                sums[name] += wanted[name]
+        for name in sums:
+            errors.add(name, actual[name], sums[name])
+        yield from errors.rows(_subject("selective_scan", width), "chunked in float32", seq_len, dtype, {})
+        del actual, gradient, x, dt
 
 
 def fused_ssd(device: torch.device, lengths: Sequence[int]) -> Iterator[Row]:
     """mamba-ssm's state space dual against our chunked form in float32, a few heads at a time."""
-    H, P, N, at_once = 32, WIDE // 32, 128, 4
+    P, N, at_once = 64, 128, 4
     names = ("x", "log_decay", "B", "C")
     for seq_len, dtype in itertools.product(lengths, (torch.float32, torch.bfloat16)):
-        if dtype == torch.float32 and seq_len * WIDE > 2**29:
-            continue
+        width = _width(seq_len, dtype)
+        H = width // P
         generator = torch.Generator(device).manual_seed(seq_len)
         shapes = [(1, seq_len, H, P), (1, seq_len, H), (1, seq_len, 1, N), (1, seq_len, 1, N)]
         x, log_decay, B, C = (torch.randn(s, generator=generator, device=device, dtype=dtype) for s in shapes)
@@ -138,7 +142,7 @@ def fused_ssd(device: torch.device, lengths: Sequence[int]) -> Iterator[Row]:
                 sums[name] += wanted[name]
         for name in sums:
             errors.add(name, actual[name], sums[name])
-        yield from errors.rows("mamba-ssm ssd", "chunked in float32", seq_len, dtype, SSD_TOLERANCE[dtype])
+        yield from errors.rows(_subject("ssd", width), "chunked in float32", seq_len, dtype, SSD_TOLERANCE[dtype])
         del actual, gradient, x
 
 

@@ -4,6 +4,9 @@ Models of one size have the parameters of Mamba at that size (within 5 %, the em
 a comparison is one of mixers and not of capacity. Mamba, Mamba-2 and hybrids are stacks of their blocks
 alone; all others alternate mixers with MLPs, whose hidden width fills up to that number. The inner
 width of a wiring is the largest of a few that leaves the number within reach.
+
+The sizes ``probe64`` and ``probe128`` are those of the paper's synthetic probes instead (App. E.1): two
+blocks of any mixer at that width, without MLPs, whatever parameters they come to.
 """
 
 import functools
@@ -40,6 +43,8 @@ class Size:
     num_layers: int
     attention_every: int = 8
     """Of a hybrid's blocks, every so-manieth is attention (one in eight: Lieber et al., arXiv 2403.19887)."""
+    equal_params: bool = True
+    """Whether MLPs and inner widths are fitted to Mamba's parameters."""
 
     @property
     def is_small(self) -> bool:
@@ -68,7 +73,20 @@ SIZES: dict[str, Size] = {
     "790m": Size(d_model=1536, num_layers=48),
     "1.4b": Size(d_model=2048, num_layers=48),
     "2.8b": Size(d_model=2560, num_layers=64),
+    # The probes themselves: blocks of mixers alone, as the published 137K parameters of attention say.
+    "probe64": Size(d_model=64, num_layers=2, attention_every=2, equal_params=False),
+    "probe128": Size(d_model=128, num_layers=2, attention_every=2, equal_params=False),
 }
+
+PROBE_MODELS = (
+    # Table 11 of the paper (induction heads), then what it does not have.
+    "mamba-probe64", "transformer-probe128", "transformer_xpos-probe128", "transformer_absolute-probe128",
+    "h3-probe128", "hyena-probe128", "s4d-probe128", "mamba2-probe64",
+    # Table 1 (selective copying): wirings plain, H3 and Mamba of S4D, S6 and Hyena; then what it does not have.
+    "s6.plain-probe64", "s6.h3-probe64", "s4d-probe64", "h3-probe64", "s4d.mamba-probe64", "hyena-probe64",
+    "hyena.mamba-probe64", "transformer-probe64",
+)  # fmt: skip
+"""The rows of the paper's two tables of probes, which the suites ``paper-*`` train."""
 
 MixerBuilder = Callable[[int, Size], Mixer]
 
@@ -117,7 +135,8 @@ MIXERS: dict[str, MixerBuilder] = {
     "mamba2": lambda width, size: Mamba2(
         width, d_state=48 if size.is_small else 128, head_dim=32 if size.is_small else 64
     ),
-    "mamba3": lambda width, size: Mamba3(width),  # noqa: ARG005
+    # Its kernels want powers of two: of those, the nearest to the parameters of Mamba's block.
+    "mamba3": lambda width, size: Mamba3(width, d_state=32 if size.is_small else 128, head_dim=size.head_dim),
 }
 WIRINGS = ("plain", "h3", "mamba")
 WHOLE_BLOCKS = ("mamba2", "mamba3")
@@ -192,6 +211,8 @@ def _block_mixer(mixer: str, wiring: str, size: Size, d_inner: int) -> Mixer:
 @functools.cache
 def _fitted(mixer: str, wiring: str, size: Size) -> tuple[int, int]:
     """Inner width of the wiring, and hidden width of the MLPs, that give Mamba's number of parameters."""
+    if not size.equal_params:
+        return (2 if wiring == "mamba" else 1) * size.d_model, 0
     if (mixer, wiring) == ("s6", "mamba") or mixer in WHOLE_BLOCKS:
         return (2 if mixer == "s6" else 1) * size.d_model, 0
     wanted = _num_params("s6", "mamba", size, 2 * size.d_model, 0)

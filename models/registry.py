@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models.model import Model
-from models.presets import FAMILIES, MIXERS, SIZES, WHOLE_BLOCKS, WIRINGS, build, parse
+from models.presets import FAMILIES, MIXERS, PROBE_MODELS, SIZES, WHOLE_BLOCKS, WIRINGS, build, parse
 
 Factory = Callable[..., Model]
 """Called with ``vocab_size=…``; returns a model whose weights are then initialised from a seed."""
@@ -26,6 +26,7 @@ def _factory(name: str) -> Factory:
 PUBLISHED_SIZES = ("370m", "790m", "1.4b", "2.8b")
 _LISTED = [
     *(f"{family}-{size}" for size in ("tiny", "130m") for family in FAMILIES),
+    *PROBE_MODELS,
     *(f"{family}-{size}" for size in PUBLISHED_SIZES for family in ("mamba", "mamba2", "transformer")),
 ]
 MODELS: dict[str, Factory] = {name: _factory(name) for name in _LISTED}

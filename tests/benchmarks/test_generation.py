@@ -15,11 +15,21 @@ from harness import Trial, Unsupported, WrongOutput
 from harness.outcomes import is_out_of_memory
 from models import MODELS, family
 
-# Mamba-3 exists as CUDA kernels alone.
-TINY = [name for name in MODELS if name.endswith("-tiny") and family(name) != "mamba3"]
+TINY = [name for name in MODELS if name.endswith("-tiny")]
 WAYS = [*((name, "eager") for name in [*TINY, "gpt_neox-tiny"]), ("gpt_neox-tiny", "transformers")]
 # One of each kind of state and of activations.
-PREDICTED = ("mamba", "mamba2", "transformer", "transformer_alibi", "s4d", "hyena", "retnet", "lstm", "gpt_neox")
+PREDICTED = (
+    "mamba",
+    "mamba2",
+    "mamba3",
+    "transformer",
+    "transformer_alibi",
+    "s4d",
+    "hyena",
+    "retnet",
+    "lstm",
+    "gpt_neox",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +148,6 @@ def test_a_last_sequence_that_differs_from_itself_alone_is_wrong():
         (dict(model="mamba-tiny", loop="beam"), "is not one of eager"),
         (dict(model="mamba-tiny", new_tokens=0), "new_tokens=0"),
         (dict(model="mamba-tiny", direction="train"), "forward only"),
-        (dict(model="mamba3-tiny"), "mamba_ssm"),
     ],
 )
 @pytest.mark.parametrize("ask", [measure, predicted_generation])

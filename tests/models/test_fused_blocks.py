@@ -24,7 +24,7 @@ from models.mamba2 import import_fused_block as import_mamba2
 from models.model import SequenceModel
 from models.ops import fused_blocks
 from models.ops.context import observing, predicting
-from models.presets import Size, build
+from models.presets import FAMILIES, Size, build
 from models.s4d import S4D
 from models.s6 import S6
 from models.wirings import Mamba
@@ -193,7 +193,7 @@ def build_step(
     mixer: str, size: Size, batch: int, seq_len: int, dtype: torch.dtype, *, train: bool, device: str
 ) -> Callable[[], object]:
     with default_dtype(torch.float32 if train else dtype):
-        model = build(*{"mamba": ("s6", "mamba"), "mamba2": ("mamba2", "plain")}[mixer], size, vocab_size=16)
+        model = build(*FAMILIES[mixer], size, vocab_size=16)
     if device == "cuda":
         model.init_weights(torch.Generator().manual_seed(0))
         model.to(device)

@@ -11,8 +11,7 @@ from models.ops.fft_conv import causal_conv, fast_fft_len, ssm_final_state, ssm_
 from models.s4d import S4D
 
 VOCAB = 16
-# Mamba-3 exists as CUDA kernels alone.
-TINY = [name for name in MODELS if name.endswith("-tiny") and family(name) != "mamba3"]
+TINY = [name for name in MODELS if name.endswith("-tiny")]
 tiny = pytest.mark.parametrize("name", TINY)
 
 

@@ -8,7 +8,6 @@ from models.attention import Attention
 from models.presets import FAMILIES, MIXERS, SIZES, WHOLE_BLOCKS, WIRINGS
 from models.wirings import Wiring
 
-WITHOUT_MAMBA3 = [name for name in FAMILIES if name != "mamba3"]
 GRID = [f"{mixer}.{wiring}" for mixer in MIXERS for wiring in WIRINGS if mixer not in WHOLE_BLOCKS]
 
 
@@ -23,7 +22,7 @@ def params_without_embedding(name: str) -> int:
 
 
 @pytest.mark.parametrize("size", ["tiny", "130m", "1.4b"])
-@pytest.mark.parametrize("family", WITHOUT_MAMBA3)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_models_of_a_size_have_equal_parameters(family, size):
     reference = params_without_embedding(f"mamba-{size}")
     assert params_without_embedding(f"{family}-{size}") == pytest.approx(reference, rel=0.05)
@@ -43,7 +42,7 @@ def test_the_published_mamba_has_its_published_size():
 
 def test_a_family_is_its_mixer_and_wiring():
     for family, (mixer, wiring) in FAMILIES.items():
-        if family in ("mamba3", "hybrid"):
+        if family == "hybrid":
             continue
         named, composed = on_meta(f"{family}-tiny"), on_meta(f"{mixer}.{wiring}-tiny")
         assert str(named) == str(composed), family

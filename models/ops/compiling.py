@@ -1,0 +1,168 @@
+"""Triton kernels compiled ahead, in child processes and within a time limit.
+
+Triton compiles the configurations that an autotuned kernel chooses from one after the other, on a kernel's first call:
+minutes, on one core, inside whatever was to be measured. Here as many children as there are cores compile a share of
+them each, into Triton's cache on disk, without launching anything; then one child runs the kernels as they are, which
+shows that they run. At the limit all of them are killed. What came of it is noted in Triton's cache, so that no process
+waits for the same limit twice. The caller's own process still times the configurations, on its first call.
+"""
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LIMIT_VARIABLE = "SEQBENCH_COMPILE_LIMIT_S"
+DEFAULT_LIMIT_S = 180.0
+MAX_CHILDREN = 12
+"""Each holds a CUDA context, some hundred MiB of the GPU's memory."""
+_PR_SET_PDEATHSIG = 1
+
+
+class TooLong(RuntimeError):
+    """The children did not end within the limit."""
+
+
+def limit_s() -> float:
+    """Seconds that a compilation may take. Raises ValueError for what is no positive number."""
+    text = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_S)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise ValueError(f"{LIMIT_VARIABLE}={text!r} is no positive number of seconds; set it to one, or not at all")
+    return limit
+
+
+@functools.cache
+def why_not_compiled(command: tuple[str, ...], key: tuple[str, ...]) -> str:
+    """Compile by ``command``, unless that is done, and say why the kernels cannot be used, or "".
+
+    Args:
+        command: runs the kernels once. With two numbers more, i and n, it only compiles the i-th of n shares of the
+            configurations (:func:`compile_share`).
+        key: what the result holds for: versions, the GPU.
+    """
+    limit = limit_s()
+    with _note((*command, *key)) as note:
+        known = _read(note)
+        if known.get("done"):
+            return ""
+        if known.get("too_long_s", 0.0) >= limit:
+            return _too_long(known["too_long_s"], "earlier")
+        try:
+            why = _compile(command, limit)
+        except TooLong:
+            note.write_text(json.dumps({"too_long_s": limit}))
+            return _too_long(limit, "now")
+        if not why:
+            note.write_text(json.dumps({"done": True}))
+        return why  # a failure may be one of this moment, as of memory: the next process tries again
+
+
+def _too_long(limit: float, when: str) -> str:
+    return f"compiling its kernels took more than {limit:g} s {when}; set {LIMIT_VARIABLE} to allow more"
+
+
+def _compile(command: Sequence[str], limit: float) -> str:
+    """Both stages; returns why the second failed, or "". Raises TooLong."""
+    start = time.monotonic()
+    num_children = min(len(os.sched_getaffinity(0)), MAX_CHILDREN)
+    # A configuration that does not compile is one that the autotuner leaves out: only the last child's failure counts.
+    run_within([[*command, str(i), str(num_children)] for i in range(num_children)], limit)
+    (why,) = run_within([command], limit - (time.monotonic() - start))
+    return f"compiling its kernels failed with {why}" if why else ""
+
+
+def run_within(commands: Sequence[Sequence[str]], limit: float) -> list[str]:
+    """Run commands side by side, from the repository's root; at the limit, kill them and what they have started.
+
+    Returns for each "", or its exit status and the end of its stderr. Raises TooLong at the limit in seconds.
+    """
+    deadline = time.monotonic() + limit
+    root = Path(__file__).resolve().parents[2]
+    processes: list[subprocess.Popen[bytes]] = []
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for i, command in enumerate(commands):
+                with open(Path(folder) / str(i), "wb") as stderr:
+                    processes.append(
+                        subprocess.Popen(
+                            command, cwd=root, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+                        )
+                    )
+            for i, process in enumerate(processes):
+                status = process.wait(max(0.0, deadline - time.monotonic()))
+                tail = (Path(folder) / str(i)).read_text(errors="replace").strip()[-500:]
+                outcomes.append(f"exit status {status}: {tail}" if status else "")
+        except subprocess.TimeoutExpired:
+            raise TooLong(f"{commands[0][0]} and what it started took more than {limit:g} s") from None
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+    return outcomes
+
+
+def _read(note: Path) -> dict[str, Any]:
+    try:
+        return json.loads(note.read_text())
+    except ValueError:  # new and empty, or torn
+        return {}
+
+
+@contextmanager
+def _note(key: Sequence[str]) -> Iterator[Path]:
+    """The file of a result, in the folder that Triton keeps compiled kernels in, so that both are deleted together.
+
+    Held by one process at a time: the others wait for what it finds.
+    """
+    path = triton_cache_dir() / f"seqbench-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield path
+
+
+def triton_cache_dir() -> Path:
+    """Where Triton keeps what it compiles. May not exist yet."""
+    if named := os.environ.get("TRITON_CACHE_DIR"):
+        return Path(named)
+    return Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton/cache"
+
+
+def die_with_parent() -> None:
+    """For children: in sessions of their own, they would outlive a trial that is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def compile_share(autotuned: Sequence[Any], i: int, n: int) -> None:
+    """From now on a call of these kernels compiles every n-th configuration from the i-th on, and launches nothing.
+
+    Args:
+        autotuned: ``triton.runtime.Autotuner`` objects: what ``@triton.autotune`` makes of a kernel.
+    """
+    for kernel in autotuned:
+        kernel.run = functools.partial(_compile_only, kernel.fn, kernel.configs[i::n])
+
+
+def _compile_only(kernel: Any, configs: Sequence[Any], *args: Any, warmup: bool, **options: Any) -> None:  # noqa: ARG001
+    for config in configs:
+        try:
+            kernel.warmup(*args, **options, **config.all_kwargs())
+        except Exception as error:  # noqa: BLE001 (the compiler's errors are of many kinds; the autotuner meets them again)
+            print(f"{config}: {type(error).__name__}: {error}", file=sys.stderr)

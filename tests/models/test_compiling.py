@@ -1,0 +1,152 @@
+"""Compilation ahead: who is killed, what is noted, and that the shares are the whole."""
+
+import json
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from models.ops import compiling
+from models.ops.compiling import TooLong, compile_share, limit_s, run_within, why_not_compiled
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.setattr(compiling, "MAX_CHILDREN", 2)
+    why_not_compiled.cache_clear()
+    yield
+    why_not_compiled.cache_clear()
+
+
+def shell(script: str) -> tuple[str, ...]:
+    """Its ``$1`` and ``$2`` are the share, and empty in the last child."""
+    return "sh", "-c", script, "sh"
+
+
+def asked_again(command: tuple[str, ...], *key: str) -> str:
+    """As a process that starts later."""
+    why_not_compiled.cache_clear()
+    return why_not_compiled(command, key)
+
+
+def test_at_the_limit_all_are_killed_with_their_children(tmp_path):
+    mark = tmp_path / "alive"
+    start = time.monotonic()
+    with pytest.raises(TooLong, match=r"more than 0.5 s"):
+        run_within([["true"], *[list(shell(f"(sleep 1.5; touch {mark}) & sleep 60"))] * 2], 0.5)
+    time.sleep(max(0.0, 2.0 - (time.monotonic() - start)))
+    assert not mark.exists()
+
+
+def test_a_failure_says_why_and_leaves_the_others_alone():
+    outcomes = run_within([[sys.executable, "-c", ""], list(shell("echo no such kernel >&2; exit 3")), ["true"]], 60)
+    assert outcomes == ["", "exit status 3: no such kernel", ""]
+
+
+def test_shares_may_fail_but_the_last_child_must_not(tmp_path):
+    log = tmp_path / "log"
+    only_whole = shell(f'echo "$1/$2" >> {log}; test -z "$1"')
+    assert asked_again(only_whole) == ""
+    shares = min(2, len(os.sched_getaffinity(0)))
+    assert sorted(log.read_text().split()) == ["/", *(f"{i}/{shares}" for i in range(shares))]
+    only_shares = shell('test -n "$1" || { echo out of memory >&2; exit 1; }')
+    assert asked_again(only_shares) == "compiling its kernels failed with exit status 1: out of memory"
+
+
+def test_what_is_done_is_not_done_again_unless_a_version_changes(tmp_path):
+    log = tmp_path / "log"
+    command = shell(f"echo >> {log}")
+    counts = []
+    for key in ("triton 1", "triton 1", "triton 2"):
+        assert asked_again(command, key) == ""
+        counts.append(log.read_text().count("\n"))
+    assert counts[0] == counts[1] < counts[2]
+
+
+def test_a_failure_is_tried_again_by_the_next_process_only(tmp_path):
+    mark = tmp_path / "mark"
+    command = shell(f"test -e {mark}")
+    assert "exit status 1" in asked_again(command)
+    mark.touch()
+    assert "exit status 1" in why_not_compiled(command, ())
+    assert asked_again(command) == ""
+
+
+def test_nobody_waits_for_the_same_limit_twice(tmp_path, monkeypatch):
+    log, mark = tmp_path / "log", tmp_path / "mark"
+    command = shell(f"echo >> {log}; test -e {mark} || sleep 60")
+    monkeypatch.setenv(compiling.LIMIT_VARIABLE, "0.5")
+    assert asked_again(command).startswith("compiling its kernels took more than 0.5 s now; set SEQBENCH_COMPILE")
+    tried = log.read_text()
+    assert "more than 0.5 s earlier" in asked_again(command)
+    monkeypatch.setenv(compiling.LIMIT_VARIABLE, "0.25")
+    assert "more than 0.5 s earlier" in asked_again(command)
+    assert log.read_text() == tried
+    mark.touch()
+    monkeypatch.setenv(compiling.LIMIT_VARIABLE, "60")
+    assert asked_again(command) == ""
+    monkeypatch.setenv(compiling.LIMIT_VARIABLE, "0.25")
+    assert asked_again(command) == ""
+
+
+def test_a_torn_note_is_no_note(tmp_path):
+    asked_again(shell("true"))
+    (note,) = (tmp_path / "triton").iterdir()
+    note.write_text('{"don')
+    assert asked_again(shell("true")) == ""
+    assert json.loads(note.read_text()) == {"done": True}
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "nan"])
+def test_a_limit_must_be_a_number(text, monkeypatch):
+    monkeypatch.setenv(compiling.LIMIT_VARIABLE, text)
+    with pytest.raises(ValueError, match=f"SEQBENCH_COMPILE_LIMIT_S='{text}'"):
+        limit_s()
+
+
+class Config:
+    """What is used of ``triton.Config``."""
+
+    def __init__(self, num_warps: int) -> None:
+        self.num_warps = num_warps
+
+    def all_kwargs(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps}
+
+
+class Autotuned:
+    """As a kernel under ``@triton.autotune``; the configuration of four warps does not compile."""
+
+    def __init__(self, num_configs: int) -> None:
+        self.configs = [Config(n) for n in range(num_configs)]
+        self.compiled: list[int] = []
+        self.fn = SimpleNamespace(warmup=self.warmup)
+
+    def warmup(self, x: str, *, grid: tuple[int], BLOCK: int, num_warps: int) -> None:
+        assert (x, grid, BLOCK) == ("x", (1,), 64)
+        if num_warps == 4:
+            raise RuntimeError("out of registers")
+        self.compiled.append(num_warps)
+
+    def run(self, *args: object, **options: object) -> None:
+        raise AssertionError("launched")
+
+    def __getitem__(self, grid: tuple[int]):
+        return lambda *args, **options: self.run(*args, grid=grid, warmup=False, **options)
+
+
+@pytest.mark.parametrize("num_children", [1, 2, 5, 12])
+def test_shares_are_all_configurations_once_and_launch_nothing(num_children, capsys):
+    compiled: dict[int, list[int]] = {9: [], 2: []}
+    for i in range(num_children):
+        kernels = [Autotuned(size) for size in compiled]
+        compile_share(kernels, i, num_children)
+        for kernel in kernels:
+            kernel[(1,)]("x", BLOCK=64)
+            compiled[len(kernel.configs)] += kernel.compiled
+    assert sorted(compiled[9]) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert sorted(compiled[2]) == [0, 1]
+    assert "out of registers" in capsys.readouterr().err
