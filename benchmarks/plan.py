@@ -43,7 +43,7 @@ _MODULES = {
 _FEW_LAYERS = (2, 4)
 """Of a model of more layers, all alike, these are run on fake tensors, and a line through both gives the whole."""
 _TWO_BATCHES = (8, 16)
-_MAX_WORKERS, _TRIALS_A_WORKER = 8, 16
+_MAX_WORKERS, _TRIALS_A_WORKER = 16, 16
 """Costs are predicted side by side where cores and trials are many: a worker imports PyTorch first."""
 _NUM_ANSWERS = {"induction_heads": 1, "selective_copying": 16}
 """Scored positions of a probe's example; a data-set task scores every position."""
@@ -107,8 +107,8 @@ def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Predicti
 def _costs(trials: Sequence[Trial], ids: Sequence[str], *, num_cores: int) -> list[Prediction | str | None]:
     """What each trial costs, or why it cannot be run; None where that shows only when it runs."""
     unknown = sum(not _cost_path(trial_id).exists() for trial_id in ids)
-    workers = min(_MAX_WORKERS, num_cores // 2, unknown // _TRIALS_A_WORKER)
-    if workers < 2:
+    workers = min(_MAX_WORKERS, num_cores, unknown // _TRIALS_A_WORKER)
+    if workers < 4:
         return [_cost_or_refusal(*known) for known in zip(trials, ids, strict=True)]
     # Spawned: a fork would take over locks of this process's threads.
     spawn = multiprocessing.get_context("spawn")

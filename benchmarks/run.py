@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from benchmarks.plan import ROOT, RunSettings, plan_trials
 from benchmarks.suites import Selection, Suite, expand
+from benchmarks.tuning import tune_ahead
 from harness.environment import fingerprint
 from harness.memory import host_available_bytes
 from harness.records import RecordWriter, read_records, write_environment
@@ -78,6 +79,8 @@ def run_suite(
         for p in mine:
             if p.trial_id in recorded:
                 counts[recorded[p.trial_id]] = counts.get(recorded[p.trial_id], 0) + 1
+        if options.device == "cuda":
+            tune_ahead([p.trial for p in missing], gpu=str(environment.get("gpu")), log=log)
         costs = CostModel(measure_matmul_rate() * 0.2)
         for record in run_trials(
             missing,

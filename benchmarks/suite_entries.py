@@ -29,7 +29,8 @@ class _Entry(BaseModel):
     devices: list[Device] = Field(default=["cuda", "cpu"], min_length=1)
     """Where the entry applies: one file serves a GPU and a CPU, which bear different lengths."""
     dtype: str = "auto"
-    time_limit_s: float = Field(default=60, gt=0)
+    time_limit_s: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] = 60
+    """One value, or one an operator, family or model, with ``default`` for the others."""
 
 
 class _ModelEntry(_Entry):

@@ -142,7 +142,9 @@ def expand(
     trials: dict[Trial, SuiteTrial] = {}
     for entry in (entry for entry in suite.trials if device in entry.devices):
         for trial in _expand_entry(entry, selection, device, source_of):
-            trials.setdefault(trial, SuiteTrial(trial=trial, time_limit_s=entry.time_limit_s))
+            trials.setdefault(
+                trial, SuiteTrial(trial=trial, time_limit_s=_per_model("time_limit_s", entry.time_limit_s, trial.model))
+            )
     if not trials:
         raise SuiteError(
             f"nothing in suite {suite.name!r} matches the selection; `seqbench plan {suite.name}` shows what it holds"
@@ -290,16 +292,16 @@ def _training_protocol(
         "train_len": entry.seq_len,
         "optimizer": "adamw",
         "betas": list(entry.betas),
-        "lr": _per_model(entry.lr, model),
+        "lr": _per_model("lr", entry.lr, model),
         "score_lengths": list(score_lengths),
         "source": dict(source_of.get(task, {})),
     }
 
 
-def _per_model(value: PerModel, model: str) -> float:
+def _per_model(name: str, value: PerModel, model: str) -> float:
     if not isinstance(value, dict):
         return value
     for key in (model, family(model), "default"):
         if key in value:
             return value[key]
-    raise SuiteError(f"lr gives no value for {model!r}; add it, its family, or default")
+    raise SuiteError(f"{name} gives no value for {model!r}; add it, its family, or default")

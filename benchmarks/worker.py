@@ -10,6 +10,7 @@ from benchmarks.speed import run_speed
 from benchmarks.training import run_training
 from harness import Trial, Unsupported
 from harness.worker import Report
+from models.ops import autotuning
 
 Measure = Callable[[Trial, Mapping[str, Any], Report], Mapping[str, Any]]
 
@@ -33,4 +34,13 @@ def execute(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
             raise Unsupported("device=cuda: PyTorch finds no CUDA device here; use --device cpu")
         # Stated, not inherited: float32 trials use TF32 products, and every record says so.
         torch.set_float32_matmul_precision("high")
+        return _with_choices(trial, payload, report)
     return _KINDS[trial.kind](trial, payload, report)
+
+
+def _with_choices(trial: Trial, payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
+    """On a GPU: with what Triton's autotuner chose in earlier processes, where mamba-ssm is installed."""
+    if not autotuning.autotuned_kernels():
+        return _KINDS[trial.kind](trial, payload, report)
+    with autotuning.choices_remembered(autotuning.choices_path()):
+        return _KINDS[trial.kind](trial, payload, report)

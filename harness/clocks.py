@@ -32,6 +32,8 @@ class Timing:
 
     samples_ms: list[float]
     calls_per_sample: int
+    warm_up_calls: int
+    """Untimed calls just before the first sample."""
     clock: str
     host_ms: list[float] | None = None
     """Host time to issue one call to an idle device; None where the call is the host's own work."""
@@ -57,11 +59,12 @@ def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: fl
     """
     clock = _cuda_run_ms if device.type == "cuda" else _cpu_run_ms
     began = time.perf_counter_ns()
-    per_call_ms = clock(call, 1)
-    for _ in range(_MORE_WARM_UP_CALLS):
+    per_call_ms, warm_up_calls = clock(call, 1), 1
+    while warm_up_calls <= _MORE_WARM_UP_CALLS:
         if _elapsed_s(began) + (1 + MIN_SAMPLES) * per_call_ms / 1e3 > budget_s:
             break
         per_call_ms = clock(call, 1)
+        warm_up_calls += 1
     calls = max(1, round(_SHORTEST_SAMPLE_NS / 1e6 / max(per_call_ms, 1e-6)))
     samples_ms: list[float] = []
     while len(samples_ms) < MAX_SAMPLES:
@@ -71,6 +74,7 @@ def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: fl
     return Timing(
         samples_ms=samples_ms,
         calls_per_sample=calls,
+        warm_up_calls=warm_up_calls,
         clock="cuda_events" if device.type == "cuda" else "perf_counter_ns",
         host_ms=issue_times_ms(call, torch.cuda.synchronize, budget_s=budget_s / 4) if device.type == "cuda" else None,
     )

@@ -111,6 +111,19 @@ def test_learning_rates_by_model(tmp_path):
         trials_of(write(tmp_path, _set("lr", {"mamba": 0.5}, 1)))
 
 
+def test_time_limits_by_family_and_operator():
+    limits = {
+        item.trial.model: item.time_limit_s
+        for item in expand(load_suite("speed"), Selection(), device="cuda", source_of={})
+        if item.trial.protocol.get("tokens")
+    }
+    assert {name: limits[name] for name in ("ssd", "mamba2-130m", "attention")} == {
+        "ssd": 40,
+        "mamba2-130m": 40,
+        "attention": 10,
+    }
+
+
 @pytest.mark.parametrize(
     ("device", "digest"),
     [

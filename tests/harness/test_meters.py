@@ -92,6 +92,7 @@ def test_samples_stay_within_the_budget_and_are_flagged_when_few():
     slow = time_calls(lambda: time.sleep(0.05), CPU, budget_s=0.12)
     assert 1 <= len(slow.samples_ms) < 5
     assert slow.few_samples
+    assert slow.warm_up_calls == 1
     fast = time_calls(lambda: None, CPU, budget_s=0.5)
     assert len(fast.samples_ms) == MAX_SAMPLES
     assert fast.calls_per_sample > 100
@@ -120,7 +121,9 @@ def test_the_hosts_time_ends_before_the_device_does():
 
 def test_launch_bound_is_where_the_host_takes_as_long_as_the_device():
     def timing(device_ms: float, host_ms: list[float] | None) -> Timing:
-        return Timing(samples_ms=[device_ms] * 5, calls_per_sample=1, clock="cuda_events", host_ms=host_ms)
+        return Timing(
+            samples_ms=[device_ms] * 5, calls_per_sample=1, warm_up_calls=1, clock="cuda_events", host_ms=host_ms
+        )
 
     assert timing(1.0, [0.95] * 5).launch_bound is True
     assert timing(1.0, [0.5, 0.5, 0.5, 9.0, 9.0]).launch_bound is False
