@@ -22,12 +22,13 @@ from harness import Trial, TrialFailure
 from harness.code_version import code_version
 from harness.outcomes import Unpredictable
 from harness.prediction import Prediction, predict
-from harness.runner import PlannedTrial
+from harness.trials import canonical_json
+from harness.units import PlannedTrial
 from models import build_fake_model
 from models.ops import scan_kernel
 from models.ops.context import observing, predicting
 from models.ops.selective_scan import force_backend
-from tasks import make_task
+from tasks import Task, make_task
 from tasks.cache import cache_dir, write_atomically
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +38,7 @@ _NOT_IN_SPEED_KEY = frozenset({"sample_budget_s"})
 _MODULES = {
     "speed": ("speed", "workloads", "operators", "operator_costs", "ceilings"),
     "generation": ("generation*", "workloads"),
-    "training": ("training", "scoring"),
+    "training": ("training*", "scoring"),
 }
 """The modules of benchmarks/ that a kind's measurement uses, beside the worker's."""
 _FEW_LAYERS = (2, 4)
@@ -45,8 +46,6 @@ _FEW_LAYERS = (2, 4)
 _TWO_BATCHES = (8, 16)
 _MAX_WORKERS, _TRIALS_A_WORKER = 16, 16
 """Costs are predicted side by side where cores and trials are many: a worker imports PyTorch first."""
-_NUM_ANSWERS = {"induction_heads": 1, "selective_copying": 16}
-"""Scored positions of a probe's example; a data-set task scores every position."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +57,14 @@ class RunSettings:
     sources: Mapping[str, Path] | None = None
     checkpoints: Path | None = None
     """Where trained models are kept; None keeps none."""
+    states: Path | None = None
+    """Where the state of a training that was cut is kept; None: it cannot be continued."""
 
     def payload(self) -> dict[str, Any]:
         return {
             "data_root": str(self.data_root) if self.data_root else None,
             "checkpoints": str(self.checkpoints) if self.checkpoints else None,
+            "states": str(self.states) if self.states else None,
             "sources": {task: str(path) for task, path in (self.sources or {}).items()},
         }
 
@@ -89,6 +91,8 @@ def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Predicti
         time_limit_s=item.time_limit_s,
         num_threads=trial.protocol.get("threads"),
         payload=settings.payload(),
+        together=_together_key(trial),
+        max_together=trial.protocol.get("seeds_together", 1),
         speed_key=_speed_key(trial),
         extra_s=_START_S[trial.device],
     )
@@ -123,6 +127,13 @@ def _cost_or_refusal(trial: Trial, trial_id: str) -> Prediction | str | None:
         return None
     except TrialFailure as failure:
         return str(failure)
+
+
+def _together_key(trial: Trial) -> str:
+    """Trials that differ in the seed alone, where the protocol lets seeds share a process."""
+    if trial.protocol.get("seeds_together", 1) < 2:
+        return ""
+    return canonical_json({key: value for key, value in trial.as_dict().items() if key != "seed"})
 
 
 def _speed_key(trial: Trial) -> str:
@@ -240,7 +251,7 @@ def _training_step(trial: Trial) -> Callable[[], object]:
     model = build_fake_model(trial.model, vocab_size=vocab_size, device=trial.device)
     optimizer = torch.optim.AdamW(model.parameters())  # the fused one keeps the same state
     ids_BL = torch.zeros(trial.batch, trial.seq_len, dtype=torch.int64, device=trial.device)
-    scored = slice(-_NUM_ANSWERS.get(trial.task or "", trial.seq_len), None)
+    scored = slice(None) if trial.task in _VOCAB_SIZES else _task(trial).scored_positions("train")
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -259,4 +270,9 @@ def _vocab_size(trial: Trial) -> int:
     assert trial.task is not None
     if trial.task in _VOCAB_SIZES:
         return _VOCAB_SIZES[trial.task]
-    return make_task(trial.task, **trial.protocol.get("task_options", {})).vocab_size
+    return _task(trial).vocab_size
+
+
+def _task(trial: Trial) -> Task:
+    assert trial.task is not None
+    return make_task(trial.task, **trial.protocol.get("task_options", {}))

@@ -10,13 +10,16 @@ from typing import Any, TextIO
 
 from benchmarks.plan import ROOT, RunSettings, plan_trials
 from benchmarks.suites import Selection, Suite, expand
+from benchmarks.training_state import state_path
 from benchmarks.tuning import tune_ahead
+from harness import CutShort
 from harness.environment import fingerprint
 from harness.memory import host_available_bytes
 from harness.records import RecordWriter, read_records, write_environment
-from harness.runner import CostModel, Executor, PlannedTrial, Progress, measure_matmul_rate, run_trials
+from harness.runner import CostModel, Executor, Progress, measure_matmul_rate, run_trials
 from harness.supervisor import Supervisor
 from harness.trials import format_length
+from harness.units import PlannedTrial
 from models.ops import scan_kernel
 from tasks import describe_source
 
@@ -38,6 +41,8 @@ class RunOptions:
     shard: tuple[int, int] = (1, 1)
     fresh: bool = False
     memory_bytes: int | None = None
+    stop_after_s: float | None = None
+    """The run ends then: trainings are saved, to be continued by the same command."""
 
 
 def planned_suite(suite: Suite, selection: Selection, options: RunOptions) -> list[PlannedTrial]:
@@ -61,7 +66,11 @@ def source_identity(task: str, settings: RunSettings) -> dict[str, Any]:
 def run_suite(
     planned: Sequence[PlannedTrial], options: RunOptions, *, executor: Executor | None = None, log: TextIO = sys.stderr
 ) -> dict[str, int]:
-    """Run what has no record yet. Returns how many trials ended with which status, old ones included."""
+    """Run what has no record yet, or one that says it was cut short.
+
+    Returns how many trials ended with which status, old ones included.
+    """
+    stop_at = None if options.stop_after_s is None else time.monotonic() + options.stop_after_s
     shard, num_shards = options.shard
     folder = options.out if num_shards == 1 else options.out / f"shard-{shard}-of-{num_shards}"
     mine = [p for p in planned if int(p.trial_id[:8], 16) % num_shards == shard - 1]
@@ -76,7 +85,10 @@ def run_suite(
         write_environment(folder, env_id, environment)
         memory_bytes = options.memory_bytes or int(free_memory_bytes(options.device, environment) * MEMORY_MARGIN)
         counts: dict[str, int] = {}
+        states = options.settings.states
         for p in mine:
+            if options.fresh and states:
+                state_path(states, p.trial_id).unlink(missing_ok=True)
             if p.trial_id in recorded:
                 counts[recorded[p.trial_id]] = counts.get(recorded[p.trial_id], 0) + 1
         if options.device == "cuda":
@@ -92,16 +104,25 @@ def run_suite(
             cores=options.settings.cores,
             max_side_by_side=_MAX_ON_ONE_GPU if options.device == "cuda" else None,
             address_space_bytes=_address_space(options),
+            stop_at=stop_at,
             on_progress=progress_printer(log),
         ):
             counts[record.status] = counts.get(record.status, 0) + 1
+            if states and record.status == "ok":  # only now: until its record is written, it may be needed
+                state_path(states, record.trial_id).unlink(missing_ok=True)
+    if waiting := len(mine) - sum(counts.values()):
+        print(f"time is up: {waiting} trials were not begun; run the same command again to go on", file=log)
     return counts
 
 
 def _recorded(out: Path) -> dict[str, str]:
-    """trial id -> status of everything recorded below a folder, other shards included."""
+    """trial id -> status of everything recorded below a folder, other shards included, but what was cut short."""
     records, _ = read_records([out])
-    return {record["trial_id"]: record["status"] for record in records}
+    return {
+        record["trial_id"]: record["status"]
+        for record in records
+        if (record.get("error") or {}).get("type") != CutShort.__name__
+    }
 
 
 def _address_space(options: RunOptions) -> int | None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.memory import available_memory_bytes, host_peak
+from harness.outcomes import is_out_of_memory
 from harness.statistics import batch_means, clustered_proportion, mean_estimate, wilson
 from models import Model
 from tasks import Batch, ExampleStream, Task, TaskError
@@ -20,6 +21,10 @@ from tasks.corpus import CorpusTask
 
 _BATCH_TOKENS = 2**14
 """Short examples are scored together up to this many tokens, long ones alone."""
+_CUDA_BATCH_CHANNELS = 2**26
+"""On CUDA up to so many tokens times channels, a quarter of a gigabyte in float32: a few long calls, not many short."""
+_LONG_CALL_MS = 1e3
+"""A call on CUDA that is predicted to last so long is not made a first time to warm up."""
 _HEAD_TOKENS = 2**14
 """Logits are made for so many positions at a time: at 2^20 bytes they would take a gigabyte."""
 _MIN_UNITS = 8
@@ -37,7 +42,7 @@ def score_at(
     deadline: float,
     device: torch.device,
 ) -> dict[str, Any]:
-    """One entry of a record's ``scores``. Its ``status`` is ``ok``, ``unsupported`` or ``skipped``.
+    """One entry of a record's ``scores``. Its ``status`` is ``ok``, ``oom``, ``unsupported`` or ``skipped``.
 
     ``previous`` scores, of shorter lengths, say what this one will cost: one that would not end
     before ``deadline`` (``time.monotonic``) or not fit in memory is skipped, with the prediction.
@@ -47,11 +52,23 @@ def score_at(
     if refused := _refusal(expected, deadline, device):
         return entry | {"status": "skipped", "reason": refused} | expected
     try:
-        batches = list(_batch_plan(task, seq_len, protocol))
+        batches = _batch_plan(model, task, seq_len, protocol, device)
+        first = next(batches)
+        if device.type == "cuda":
+            if expected.get("predicted_latency_ms", 0.0) < _LONG_CALL_MS:
+                _warm_up(model, first)
+        else:
+            batches = iter(list(batches))  # drawn now, so that the peak of memory is the model's
         with host_peak() as host:
-            measured = _score(model, task, batches, seq_len, device, deadline)
+            measured = _score(model, task, first, batches, seq_len, device, deadline)
     except TaskError as error:
         return entry | {"status": "unsupported", "reason": str(error)}
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return entry | {"status": "oom", "reason": str(error).splitlines()[0]} | expected
     entry |= {"status": "ok"} | measured | expected
     return entry | host.as_dict()
 
@@ -89,18 +106,22 @@ def _refusal(expected: Mapping[str, float], deadline: float, device: torch.devic
     return ""
 
 
-def _batch_plan(task: Task, seq_len: int, protocol: Mapping[str, Any]) -> Iterator[Batch]:
+def _batch_plan(
+    model: Model, task: Task, seq_len: int, protocol: Mapping[str, Any], device: torch.device
+) -> Iterator[Batch]:
     """The examples scored at a length: a fixed number of tokens, so that every length costs alike."""
     count = max(protocol["min_examples"], min(protocol["max_examples"], protocol["score_tokens"] // seq_len))
-    per_batch = max(1, _BATCH_TOKENS // seq_len)
+    tokens = _BATCH_TOKENS if device.type == "cpu" else _CUDA_BATCH_CHANNELS // model.d_model
+    per_batch = max(1, tokens // seq_len)
     if isinstance(task, CorpusTask):
         starts = _window_starts(task, seq_len, count, protocol)
         for first in range(0, len(starts), per_batch):
-            yield task.windows(starts[first : first + per_batch], seq_len, device="cpu")
+            yield task.windows(starts[first : first + per_batch], seq_len, device=device)
         return
     for start in range(0, count, per_batch):
         # The test set is fixed: its seed is not the trial's, so that every model answers the same.
-        yield task.sample(ExampleStream(seed=0, split="test", start=start), min(per_batch, count - start), seq_len)
+        stream = ExampleStream(seed=0, split="test", start=start)
+        yield task.sample(stream, min(per_batch, count - start), seq_len, device=device)
 
 
 def _window_starts(task: CorpusTask, seq_len: int, count: int, protocol: Mapping[str, Any]) -> list[int]:
@@ -127,15 +148,31 @@ def _has_targets(task: CorpusTask, start: int, seq_len: int) -> bool:
 
 
 @torch.no_grad()
+def _warm_up(model: Model, batch: Batch) -> None:
+    """One example: kernels are chosen and compiled now, and the first time is not taken for the model's."""
+    model.hidden(batch.inputs_BL[:1])
+
+
+@torch.no_grad()
 def _score(
-    model: Model, task: Task, batches: Sequence[Batch], seq_len: int, device: torch.device, deadline: float
+    model: Model,
+    task: Task,
+    first: Batch,
+    others: Iterator[Batch],
+    seq_len: int,
+    device: torch.device,
+    deadline: float,
 ) -> dict[str, Any]:
     latency_ms: list[float] = []
     correct_per_example: list[int] = []
     scored_per_example: list[int] = []
     nats: list[np.ndarray] = []
-    for batch in batches:
-        inputs_BL, targets_BL = batch.inputs_BL.to(device), batch.targets_BL.to(device)
+    held_bytes = 0
+    if device.type == "cuda":
+        held_bytes = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    for batch in chain([first], others):
+        inputs_BL, targets_BL = batch.inputs_BL, batch.targets_BL
         started = _now_ns(device)
         hidden_BLD = model.hidden(inputs_BL)
         losses_BL, correct_BL = _losses(model, hidden_BLD, targets_BL)
@@ -148,7 +185,7 @@ def _score(
         if time.monotonic() > deadline:
             break
     examples = len(correct_per_example)
-    whole_batch = len(batches[0].inputs_BL)
+    whole_batch = len(first.inputs_BL)
     full = latency_ms[: max(1, examples // whole_batch)]
     entry: dict[str, Any] = {
         "latency_ms": [round(ms, 4) for ms in full],
@@ -156,6 +193,8 @@ def _score(
         "tokens_per_s": whole_batch * seq_len / (float(np.median(full)) / 1e3),
         "examples": examples,
     }
+    if device.type == "cuda":
+        entry["peak_alloc_bytes"] = torch.cuda.max_memory_allocated(device) - held_bytes
     if task.metric == "accuracy":
         answers = scored_per_example[0]
         estimate = (

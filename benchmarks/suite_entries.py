@@ -94,7 +94,11 @@ class GenerationEntry(_Entry):
 
 
 class TrainingEntry(_ModelEntry):
-    """Train at one length under a budget of steps, score at many."""
+    """Train at one length under a budget of steps, score at many.
+
+    ``dtype`` is that of the arithmetic: bfloat16 is autocast over float32 weights. Whether the loss is on answers
+    alone or on every position is the task's own option (``task_options: {loss: every}``).
+    """
 
     kind: Literal["training"]
     tasks: list[str] = Field(min_length=1)
@@ -102,11 +106,22 @@ class TrainingEntry(_ModelEntry):
     seq_len: Length
     steps: int = Field(gt=0)
     lr: PerModel
+    optimizer: Literal["adam", "adamw"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     grad_clip: float = Field(default=1.0, ge=0)
+    tf32: bool = True
+    """Whether float32 products on CUDA may use TF32."""
+    curve_every: int | None = Field(default=None, gt=0)
+    """Steps between two points of the curves, each with a validation; a sixtieth of the steps if not given."""
+    validation_examples: int = Field(default=64, gt=0)
+    """Size of the fixed validation set, the same for every model and seed."""
+    threshold: float = Field(default=0.95, gt=0, le=1)
+    """Accuracy on the validation set that counts as learned (``steps_to_threshold``)."""
+    seeds_together: int = Field(default=1, gt=0)
+    """How many seeds train at a time on a GPU, in one process: none of them then says how fast it was."""
     score_lengths: Lengths
     score_tokens: int = Field(default=2**16, gt=0)
     score_regions: int = Field(default=8, gt=0)
@@ -116,6 +131,16 @@ class TrainingEntry(_ModelEntry):
     score_budget_s: float = Field(default=60, gt=0)
     threads: int | None = Field(default=None, gt=0)
     """Threads of a trial; trials that state them run side by side where there are cores enough."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype}: training runs in float32 or bfloat16")
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ValueError(
+                f"weight_decay={self.weight_decay:g} with adam would be a penalty; use adamw, or leave it 0"
+            )
+        return self
 
 
 Entry = SpeedEntry | GenerationEntry | TrainingEntry

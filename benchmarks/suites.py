@@ -272,8 +272,16 @@ def _training_trials(
                     direction="train",
                     device=device,
                     seed=seed,
-                    protocol=_training_protocol(entry, task, model, score_lengths, source_of),
+                    protocol=_training_protocol(entry, task, model, score_lengths, source_of, device),
                 )
+
+
+_NAMED_IF_CHOSEN = ("tf32", "curve_every", "validation_examples", "threshold", "seeds_together")
+"""Choices that protocols did not have at first: naming their defaults would part every trial from its baseline."""
+
+
+def _default(name: str) -> Any:
+    return TrainingEntry.model_fields[name].default
 
 
 def _training_protocol(
@@ -282,15 +290,21 @@ def _training_protocol(
     model: str,
     score_lengths: Sequence[int],
     source_of: Mapping[str, Mapping[str, Any]],
+    device: str,
 ) -> dict[str, Any]:
+    """Every choice by name; those of :data:`_NAMED_IF_CHOSEN` are left out at their defaults."""
     copied = (
         "steps", "weight_decay", "warmup_steps", "schedule", "grad_clip", "score_tokens", "score_regions",
         "min_examples", "max_examples", "score_budget_s", "task_options", "threads",
     )  # fmt: skip
+    chosen = {name: getattr(entry, name) for name in _NAMED_IF_CHOSEN if getattr(entry, name) != _default(name)}
+    if device == "cpu":  # it has neither
+        chosen = {name: value for name, value in chosen.items() if name not in ("seeds_together", "tf32")}
     return {
         **{name: getattr(entry, name) for name in copied},
+        **chosen,
         "train_len": entry.seq_len,
-        "optimizer": "adamw",
+        "optimizer": entry.optimizer,
         "betas": list(entry.betas),
         "lr": _per_model("lr", entry.lr, model),
         "score_lengths": list(score_lengths),

@@ -1,105 +1,104 @@
 """The ``training`` benchmark: train at one length under a budget, score at many.
 
 Every model gets the same budget of optimizer steps on the same examples. Scores stream over the
-length and are reported as they come, so that a time limit costs only the lengths it cut off.
+length and are reported as they come, so that a time limit costs only the lengths it cut off. What a
+time limit cuts in training itself is saved, and the same command goes on from there.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.scoring import score_at
 from benchmarks.speed import describe_backend
-from harness import NonFiniteLoss, Trial, Unsupported
+from benchmarks.training_learner import DTYPES, Learner, autocast, sampled_evenly, training_facts
+from benchmarks.training_loop import train
+from benchmarks.training_state import load_state, save_state, state_path
+from harness import CutShort, Trial, TrialFailure, Unsupported
 from harness.memory import keep_freed_memory, memory_of
 from harness.worker import Report
-from models import Model, build_model
+from models import build_model
 from models.checkpoint import save_checkpoint
 from models.ops.context import observing
 from tasks import ExampleStream, Task, TaskError, make_task
-from tasks.base import IGNORE_INDEX
 
-_CURVE_POINTS = 60
 _MAX_LATENCY_SAMPLES = 50
 _WARM_UP_STEPS = 5
-VALIDATION_EXAMPLES = 64
-SOLVED = 0.95
-"""Accuracy on the validation split from which a probe counts as learned (``steps_to_threshold``)."""
+_STOP_SHARE, _MOST_STOP_S = 0.2, 10.0
+"""How long before its time is up a training stops, to be saved: this share of the time, at most so long."""
+_SCORING_SHARE = 0.25
+"""Scoring does not begin in less than this share of the trial's time, or than its own budget."""
 
 
 @dataclass(kw_only=True)
-class TrainingLog:
-    """What training leaves behind."""
+class _Member:
+    """One trial of a process: alone, or with others that differ in the seed."""
 
-    loss_curve: list[tuple[int, float]] = field(default_factory=list)
-    validation_curve: list[tuple[int, float]] = field(default_factory=list)
-    step_ms: list[float] = field(default_factory=list)
-    train_s: float = 0.0
+    trial: Trial
+    trial_id: str
+    learner: Learner
+    metrics: dict[str, Any]
+    backend: dict[str, Any]
+    resumed_from: int = 0
+    failure: TrialFailure | None = None
+    status: str | None = None
+    error: dict[str, str] | None = None
+    scores: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        part: dict[str, Any] = {"metrics": self.metrics, "backend": self.backend}
+        if self.status:
+            part["status"] = self.status
+        if self.error:
+            part["error"] = self.error
+        return part
 
 
 def run_training(trial: Trial, context: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Train and score one ``training`` trial; see the record's contract for the units."""
-    device = torch.device(trial.device)
+    """Train and score one ``training`` trial, or several that differ in the seed.
+
+    Args:
+        context: ``trial_id``; of several, the others' ``companions`` (``trial`` and ``trial_id`` each); folders
+            ``checkpoints`` and ``states``; ``deadline`` (``time.monotonic``), when the process is ended from outside.
+
+    Returns:
+        ``metrics`` and ``backend``; of several, each trial's own in ``metrics["by_trial"]``.
+    """
+    began, device = time.monotonic(), torch.device(trial.device)
+    if trial.dtype not in DTYPES:
+        raise Unsupported(f"dtype={trial.dtype!r}: training runs in {' or '.join(DTYPES)}")
     task = task_of(trial, context)
-    try:
-        example = task.sample(ExampleStream(seed=trial.seed), 1, trial.seq_len, device=device)
-    except TaskError as error:  # the data are readable but too short: not the data's fault
-        raise Unsupported(str(error)) from error
-    model = build_model(trial.model, vocab_size=task.vocab_size, seed=trial.seed, device=trial.device)
-    with observing() as kernels, torch.no_grad():
-        model(example.inputs_BL)
-    backend = describe_backend(kernels, trial.dtype, device)
-    description = model.describe(trial.seq_len)
-    metrics: dict[str, Any] = {
-        "params": description.params,
-        "state_bytes": description.state_bytes,
-        "chance": task.chance,
-        "source": {"name": task.provenance.name, "kind": task.provenance.kind, "note": task.provenance.note},
-    }
-    metrics |= _memory_of_a_step(trial, task, device)
-    backend["host_allocator"] = keep_freed_memory()
-    report({**metrics, "backend": backend})
+    members = _members(trial, task, context, device)
+    together = len(members) > 1
 
-    log = TrainingLog()
-    train(model, task, trial, log)
-    steps = trial.protocol["steps"]
-    metrics |= {
-        "train_s": round(log.train_s, 3),
-        "train_tokens": steps * trial.batch * trial.seq_len,
-        "latency_ms": [
-            round(ms, 4) for ms in _evenly(log.step_ms[_WARM_UP_STEPS:] or log.step_ms, _MAX_LATENCY_SAMPLES)
-        ],
-        "tokens_per_s": steps * trial.batch * trial.seq_len / max(log.train_s, 1e-9),
-        "loss_curve": log.loss_curve,
-        "validation_curve": log.validation_curve,
-    }
-    learned_at = next((step for step, accuracy in log.validation_curve if accuracy >= SOLVED), None)
-    if learned_at is not None and task.metric == "accuracy":
-        metrics["steps_to_threshold"] = learned_at
-    if context.get("checkpoints"):
-        folder = (
-            Path(context["checkpoints"]) / f"{trial.model.replace('/', '_')}-{trial.task}-{context['trial_id'][:12]}"
-        )
-        about = {"task": trial.task, "trial_id": context["trial_id"], "steps": steps, "train_len": trial.seq_len}
-        save_checkpoint(model, folder, name=trial.model, about=about)
-    report(metrics)
+    def publish() -> None:
+        if together:
+            report({"by_trial": {member.trial_id: member.as_dict() for member in members}})
+        else:
+            report({**members[0].metrics, "backend": members[0].backend})
 
-    scores: list[dict[str, Any]] = []
-    deadline = time.monotonic() + trial.protocol["score_budget_s"]
-    for seq_len in trial.protocol["score_lengths"]:
-        scores.append(score_at(model, task, seq_len, trial.protocol, previous=scores, deadline=deadline, device=device))
-        report({"scores": scores})
-    metrics["scores"] = scores
-    at_training_length = next((s for s in scores if s["seq_len"] == trial.seq_len and s["status"] == "ok"), {})
-    metrics |= {k: at_training_length[k] for k in ("accuracy", "bits_per_token") if k in at_training_length}
-    return {"metrics": metrics, "backend": backend}
+    publish()
+    deadline = context.get("deadline", math.inf)
+    limit_s = deadline - began
+    _train(members, context, deadline=deadline - min(_STOP_SHARE * limit_s, _MOST_STOP_S), publish=publish)
+    if not together and members[0].failure is not None:
+        raise members[0].failure
+    _save_checkpoints(members, context)
+    wanted_s = min(len(members) * trial.protocol["score_budget_s"], _SCORING_SHARE * limit_s)
+    trained_here = any(member.learner.done > member.resumed_from for member in members)  # else it would never score
+    if trained_here and deadline - time.monotonic() < wanted_s:
+        raise CutShort("all steps are taken, but no time is left to score; run the same command again to go on")
+    for member in members:
+        if member.failure is None:
+            _score(member, task, device, publish)
+    if together:
+        return {"metrics": {"by_trial": {member.trial_id: member.as_dict() for member in members}}}
+    return {"metrics": members[0].metrics, "backend": members[0].backend}
 
 
 def task_of(trial: Trial, context: Mapping[str, Any]) -> Task:
@@ -114,67 +113,117 @@ def task_of(trial: Trial, context: Mapping[str, Any]) -> Task:
     )
 
 
-def train(model: Model, task: Task, trial: Trial, log: TrainingLog) -> None:
-    """Run the whole budget of steps. Raises :class:`NonFiniteLoss` at the first NaN or infinity."""
-    protocol, device = trial.protocol, torch.device(trial.device)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, protocol["weight_decay"]), lr=protocol["lr"], betas=tuple(protocol["betas"]), fused=True
-    )
-    steps, curve_every = protocol["steps"], max(1, protocol["steps"] // _CURVE_POINTS)
-    stream = ExampleStream(seed=trial.seed, split="train")
-    for step in range(steps):
-        started = time.perf_counter_ns()
-        for group in optimizer.param_groups:
-            group["lr"] = protocol["lr"] * _schedule(step, protocol)
-        batch = task.sample(stream.skip(step * trial.batch), trial.batch, trial.seq_len, device=device)
-        loss = loss_of(model, batch.inputs_BL, batch.targets_BL)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if protocol["grad_clip"]:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), protocol["grad_clip"])
-        optimizer.step()
-        loss_value = loss.item()  # also waits for the device, so that the step's time is whole
-        log.step_ms.append((time.perf_counter_ns() - started) / 1e6)
-        if not math.isfinite(loss_value):
-            raise NonFiniteLoss(f"the loss is {loss_value} at step {step + 1} of {steps}; lower lr={protocol['lr']}")
-        if (step + 1) % curve_every == 0 or step + 1 == steps:
-            log.loss_curve.append((step + 1, round(loss_value, 5)))
-            if task.metric == "accuracy":
-                log.validation_curve.append((step + 1, _validation_accuracy(model, task, trial)))
-    log.train_s = sum(log.step_ms) / 1e3
+def _members(trial: Trial, task: Task, context: Mapping[str, Any], device: torch.device) -> list[_Member]:
+    """The process's trials, each with its model; what does not depend on the seed is measured once."""
+    try:
+        example = task.sample(ExampleStream(seed=trial.seed), 1, trial.seq_len, device=device)
+    except TaskError as error:  # the data are readable but too short: not the data's fault
+        raise Unsupported(str(error)) from error
+    model = build_model(trial.model, vocab_size=task.vocab_size, seed=trial.seed, device=trial.device)
+    with observing() as kernels, torch.no_grad(), autocast(trial):
+        model(example.inputs_BL)
+    precision = trial.dtype if trial.dtype == "float32" else f"autocast {trial.dtype}, float32 weights"
+    backend = describe_backend(kernels, precision, device)
+    description = model.describe(trial.seq_len)
+    metrics: dict[str, Any] = {
+        "params": description.params,
+        "state_bytes": description.state_bytes,
+        "chance": task.chance,
+        "source": {"name": task.provenance.name, "kind": task.provenance.kind, "note": task.provenance.note},
+        "loss_on": "every position" if task.scored_positions("train") == slice(None) else "answers",
+    }
+    del model
+    metrics |= _memory_of_a_step(trial, task, device)
+    backend["host_allocator"] = keep_freed_memory()
+    given = [(trial, context["trial_id"])]
+    given += [(Trial.from_dict(other["trial"]), other["trial_id"]) for other in context.get("companions", ())]
+    if len(given) > 1:
+        metrics["seeds_together"] = len(given)
+    members = []
+    for own, trial_id in given:
+        own_model = build_model(own.model, vocab_size=task.vocab_size, seed=own.seed, device=own.device)
+        learner = Learner(own_model, task, own)
+        member = _Member(trial=own, trial_id=trial_id, learner=learner, metrics=dict(metrics), backend=dict(backend))
+        if context.get("states"):
+            ignored = load_state(learner, state_path(context["states"], trial_id), trial_id=trial_id)
+            if ignored:
+                member.metrics["state_ignored"] = ignored
+        member.resumed_from = learner.done
+        members.append(member)
+    return members
 
 
-def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay acts on the matrices of linear layers; never on norms, biases, embeddings or state-space parameters."""
-    decayed = [m.weight for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
-    chosen = {id(p) for p in decayed}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _train(members: list[_Member], context: Mapping[str, Any], *, deadline: float, publish: Callable[[], None]) -> None:
+    """Whatever steps are left; leaves curves and times in the members' metrics, however it ends."""
+    ids = {id(member.learner): member.trial_id for member in members}
+    folder = context.get("states")
+
+    def save(learner: Learner) -> None:
+        trial_id = ids[id(learner)]
+        save_state(learner, state_path(folder, trial_id), trial_id=trial_id)  # type: ignore[arg-type]
+
+    try:
+        train([member.learner for member in members], deadline=deadline, save=save if folder else None)
+        for member in members:
+            if folder and member.learner.failure is None and member.learner.done > member.resumed_from:
+                save(member.learner)
+    finally:
+        for member in members:
+            member.metrics |= training_facts(member.learner)
+            member.backend |= member.learner.log.captured
+            if len(members) == 1:
+                member.metrics |= _times(member)
+            if (failure := member.learner.failure) is not None:
+                member.failure, member.status = failure, failure.status
+                member.error = {"type": type(failure).__name__, "message": str(failure), "tail": ""}
+        publish()
 
 
-def loss_of(model: Model, inputs_BL: Tensor, targets_BL: Tensor) -> Tensor:
-    """Mean cross-entropy (nats) over the scored positions; logits are made only for those."""
-    scored_BL = targets_BL != IGNORE_INDEX
-    hidden_SD = model.hidden(inputs_BL)[scored_BL]
-    return F.cross_entropy(model.lm_head(hidden_SD).float(), targets_BL[scored_BL])
+def _times(member: _Member) -> dict[str, Any]:
+    """Of a trial that had the device to itself; those that shared it claim no speed of their own."""
+    learner = member.learner
+    if not learner.log.step_ms:
+        return {}
+    if learner.device.type == "cuda":
+        samples = learner.log.step_ms
+    else:
+        samples = learner.log.step_ms[_WARM_UP_STEPS:] or learner.log.step_ms
+    return {
+        "latency_ms": [round(ms, 4) for ms in sampled_evenly(samples, _MAX_LATENCY_SAMPLES)],
+        "tokens_per_s": learner.done * learner.trial.batch * learner.trial.seq_len / max(learner.log.train_s, 1e-9),
+    }
 
 
-def _schedule(step: int, protocol: Mapping[str, Any]) -> float:
-    """Linear warm-up, then constant or cosine to a tenth."""
-    warm_up = min(1.0, (step + 1) / max(1, protocol["warmup_steps"]))
-    if protocol["schedule"] == "constant":
-        return warm_up
-    return warm_up * (0.55 + 0.45 * math.cos(math.pi * step / protocol["steps"]))
+def _save_checkpoints(members: list[_Member], context: Mapping[str, Any]) -> None:
+    if not context.get("checkpoints"):
+        return
+    for member in members:
+        if member.failure is None:
+            trial = member.trial
+            name = f"{trial.model.replace('/', '_')}-{trial.task}-{member.trial_id[:12]}"
+            about = {
+                "task": trial.task, "trial_id": member.trial_id, "steps": trial.protocol["steps"],
+                "train_len": trial.seq_len,
+            }  # fmt: skip
+            save_checkpoint(member.learner.model, Path(context["checkpoints"]) / name, name=trial.model, about=about)
 
 
-@torch.no_grad()
-def _validation_accuracy(model: Model, task: Task, trial: Trial) -> float:
-    batch = task.sample(
-        ExampleStream(seed=trial.seed, split="validation"), VALIDATION_EXAMPLES, trial.seq_len, device=trial.device
-    )
-    scored = batch.targets_BL != IGNORE_INDEX
-    predicted = model.lm_head(model.hidden(batch.inputs_BL)[scored]).argmax(-1)
-    return round((predicted == batch.targets_BL[scored]).float().mean().item(), 4)
+def _score(member: _Member, task: Task, device: torch.device, publish: Callable[[], None]) -> None:
+    """Score one trained model at every length; its metrics and status are then whole."""
+    trial, metrics = member.trial, member.metrics
+    deadline = time.monotonic() + trial.protocol["score_budget_s"]
+    metrics["scores"] = member.scores
+    for seq_len in trial.protocol["score_lengths"]:
+        with autocast(trial):
+            entry = score_at(
+                member.learner.model, task, seq_len, trial.protocol,
+                previous=member.scores, deadline=deadline, device=device,
+            )  # fmt: skip
+        member.scores.append(entry)
+        publish()
+    at_training_length = next((s for s in member.scores if s["seq_len"] == trial.seq_len and s["status"] == "ok"), {})
+    metrics |= {k: at_training_length[k] for k in ("accuracy", "bits_per_token") if k in at_training_length}
+    member.status = "ok"
 
 
 def _memory_of_a_step(trial: Trial, task: Task, device: torch.device) -> dict[str, int]:
@@ -182,17 +231,10 @@ def _memory_of_a_step(trial: Trial, task: Task, device: torch.device) -> dict[st
 
     def two_steps() -> None:
         model = build_model(trial.model, vocab_size=task.vocab_size, seed=trial.seed, device=trial.device)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        for step in range(2):
-            stream = ExampleStream(seed=trial.seed, start=step * trial.batch)
-            batch = task.sample(stream, trial.batch, trial.seq_len, device=device)
-            optimizer.zero_grad(set_to_none=True)
-            loss_of(model, batch.inputs_BL, batch.targets_BL).backward()
-            optimizer.step()
+        learner = Learner(model, task, trial, block_steps=1)
+        for _ in range(min(2, learner.steps)):
+            learner.prepare()
+            learner.step()
+            learner.done += 1
 
     return memory_of(two_steps, device)
-
-
-def _evenly(values: list[float], count: int) -> list[float]:
-    stride = max(1, math.ceil(len(values) / count))
-    return values[::stride]

@@ -25,15 +25,17 @@ _KINDS: dict[str, Measure] = {"speed": run_speed, "training": run_training, "gen
 
 
 def execute(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
-    """Run one trial. ``payload``: the trial, its ``cores``, ``data_root`` and ``sources``."""
+    """Run one trial, and its companions. ``payload``: what the runner and :class:`RunSettings` put there."""
     trial = Trial.from_dict(payload["trial"])
     os.sched_setaffinity(0, payload["cores"])
     torch.set_num_threads(len(payload["cores"]))
     if trial.device == "cuda":
         if not torch.cuda.is_available():
             raise Unsupported("device=cuda: PyTorch finds no CUDA device here; use --device cpu")
-        # Stated, not inherited: float32 trials use TF32 products, and every record says so.
-        torch.set_float32_matmul_precision("high")
+        # Stated, not inherited: float32 trials use TF32 products unless told not to, and every record says so.
+        tf32 = trial.protocol.get("tf32", True)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
         return _with_choices(trial, payload, report)
     return _KINDS[trial.kind](trial, payload, report)
 

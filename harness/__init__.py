@@ -4,12 +4,13 @@ Knows nothing of models and tasks. The names below are the public surface; ``tor
 only where a measurement needs it, so that the command line stays quick.
 """
 
-from harness.outcomes import NonFiniteLoss, TrialFailure, Unsupported, WrongOutput
+from harness.outcomes import CutShort, NonFiniteLoss, TrialFailure, Unsupported, WrongOutput
 from harness.records import Record, RecordsError, RecordWriter, read_environment, read_records, write_environment
 from harness.trials import STATUSES, Direction, Kind, Status, Trial, format_length, parse_length, parse_lengths
 
 __all__ = [
     "STATUSES",
+    "CutShort",
     "Direction",
     "Kind",
     "NonFiniteLoss",

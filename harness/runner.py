@@ -12,35 +12,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from harness.outcomes import CutShort
 from harness.records import Record, RecordWriter
 from harness.supervisor import Outcome
 from harness.trials import Trial
+from harness.units import PlannedTrial, Unit, share_of, units_of
 from harness.worker import Limits
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedTrial:
-    """A trial, its identity, and what it is expected to cost."""
-
-    trial: Trial
-    trial_id: str
-    time_limit_s: float
-    predicted_peak_bytes: int | None = None
-    flops: float | None = None
-    """Of one timed call."""
-    calls: float = 1.0
-    """How many such calls the trial makes at the least, checks and memory passes included."""
-    extra_s: float = 0.0
-    """Time that does not follow from calls: start-up, data, evaluation."""
-    speed_key: str = ""
-    """Trials with one key run the same code, so that one's rate predicts another's."""
-    unsupported: str = ""
-    """Why the trial cannot be run at all; known when it was planned."""
-    num_threads: int | None = None
-    """CPU threads of a trial that may share the machine with its like, one set of cores each; None:
-    all cores and the machine to itself."""
-    payload: Mapping[str, Any] | None = None
-    """What the worker needs beside the trial (data folders); not part of its identity."""
 
 
 class Executor(Protocol):
@@ -125,6 +102,7 @@ def run_trials(
     cores: Sequence[int],
     max_side_by_side: int | None = None,
     address_space_bytes: int | None = None,
+    stop_at: float | None = None,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
     clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
 ) -> Iterator[Record]:
@@ -139,75 +117,105 @@ def run_trials(
         cores: the CPU cores of this run.
         max_side_by_side: how many trials may share the machine; None for as many as cores allow.
         address_space_bytes: hard limit of a trial's process; None for none.
+        stop_at: (``time.monotonic``) when the run ends: what runs is cut short, what waits gets no record.
     """
-    alone = [plan for plan in planned if plan.num_threads is None]
-    sharing = sorted((plan for plan in planned if plan.num_threads is not None), key=lambda p: -costs.wall_s(p))
+    units = units_of(planned)
+    alone = [unit for unit in units if unit[0].num_threads is None]
+    sharing = sorted((unit for unit in units if unit[0].num_threads is not None), key=lambda u: -costs.wall_s(u[0]))
     done = 0
 
-    def run_on(plan: PlannedTrial, own_cores: Sequence[int], side_by_side: int) -> tuple[datetime.datetime, Outcome]:
+    def run_on(unit: Unit, own_cores: Sequence[int], side_by_side: int) -> tuple[datetime.datetime, list[Outcome]]:
         started = clock()
-        outcome = refusal(plan, costs, memory_bytes // side_by_side)
+        outcome = refusal(unit[0], costs, memory_bytes // (side_by_side * len(unit)))
         if outcome is None:
-            identity = {"trial": plan.trial.as_dict(), "trial_id": plan.trial_id}
-            payload = {**identity, "cores": list(own_cores), **(plan.payload or {})}
-            limits = Limits(time_s=plan.time_limit_s, address_space_bytes=address_space_bytes)
-            outcome = executor.run(payload, limits)
-        if side_by_side > 1 and outcome.backend:
-            outcome = replace(outcome, backend={**outcome.backend, "side_by_side": side_by_side})
-        return started, outcome
+            outcome = _run_unit(unit, own_cores, executor, address_space_bytes, stop_at)
+        outcomes = [share_of(outcome, plan, num_together=len(unit)) for plan in unit]
+        if side_by_side > 1:
+            outcomes = [
+                replace(own, backend={**own.backend, "side_by_side": side_by_side}) if own.backend else own
+                for own in outcomes
+            ]
+        return started, outcomes
 
-    def write(plan: PlannedTrial, started: datetime.datetime, outcome: Outcome, eta_s: float) -> Record:
+    def write(unit: Unit, started: datetime.datetime, outcomes: Sequence[Outcome], eta_s: float) -> Iterator[Record]:
         nonlocal done
-        metrics = {**_predictions(plan, costs), **outcome.metrics}
-        record = Record(
-            trial_id=plan.trial_id,
-            trial=plan.trial,
-            status=outcome.status,
-            env_id=env_id,
-            started_at=started.isoformat(timespec="seconds"),
-            wall_s=outcome.wall_s,
-            metrics=metrics,
-            backend=outcome.backend,
-            error=outcome.error,
-        )
-        if outcome.status == "ok" and (samples := metrics.get("latency_ms")):
-            costs.observe(plan, sorted(samples)[len(samples) // 2])
-        writer.append(record)
-        done += 1
-        on_progress(Progress(done=done, total=len(planned), eta_s=eta_s, trial=plan.trial, outcome=outcome))
-        return record
+        for plan, outcome in zip(unit, outcomes, strict=True):
+            metrics = {**_predictions(plan, costs), **outcome.metrics}
+            record = Record(
+                trial_id=plan.trial_id,
+                trial=plan.trial,
+                status=outcome.status,
+                env_id=env_id,
+                started_at=started.isoformat(timespec="seconds"),
+                wall_s=outcome.wall_s,
+                metrics=metrics,
+                backend=outcome.backend,
+                error=outcome.error,
+            )
+            if outcome.status == "ok" and (samples := metrics.get("latency_ms")):
+                costs.observe(plan, sorted(samples)[len(samples) // 2])
+            writer.append(record)
+            done += 1
+            on_progress(Progress(done=done, total=len(planned), eta_s=eta_s, trial=plan.trial, outcome=outcome))
+            yield record
 
-    slots = _slots(sharing, cores)[:max_side_by_side]
-    for index, plan in enumerate(alone):
-        eta_s = sum(costs.wall_s(p) for p in alone[index:]) + sum(map(costs.wall_s, sharing)) / max(1, len(slots))
-        on_progress(Progress(done=done, total=len(planned), eta_s=eta_s, trial=plan.trial))
-        started, outcome = run_on(plan, cores, 1)
-        yield write(plan, started, outcome, eta_s)
+    def is_over() -> bool:
+        return stop_at is not None and time.monotonic() >= stop_at
+
+    slots = _slots([unit[0] for unit in sharing], cores)[:max_side_by_side]
+    for index, unit in enumerate(alone):
+        if is_over():
+            return
+        waiting_s = sum(costs.wall_s(u[0]) for u in sharing) / max(1, len(slots))
+        eta_s = sum(costs.wall_s(u[0]) for u in alone[index:]) + waiting_s
+        on_progress(Progress(done=done, total=len(planned), eta_s=eta_s, trial=unit[0].trial))
+        yield from write(unit, *run_on(unit, cores, 1), eta_s)
 
     free = queue.SimpleQueue[Sequence[int]]()
     for slot in slots:
         free.put(slot)
 
-    def run_in_slot(plan: PlannedTrial) -> tuple[PlannedTrial, datetime.datetime, Outcome]:
+    def run_in_slot(unit: Unit) -> tuple[Unit, datetime.datetime, list[Outcome]] | None:
         slot = free.get()
         try:
-            return plan, *run_on(plan, slot, len(slots))
+            return None if is_over() else (unit, *run_on(unit, slot, len(slots)))
         finally:
             free.put(slot)
 
     with ThreadPoolExecutor(max_workers=max(1, len(slots))) as pool:
-        futures = [pool.submit(run_in_slot, plan) for plan in sharing]
+        futures = [pool.submit(run_in_slot, unit) for unit in sharing]
         try:
             for future in as_completed(futures):
-                plan, started, outcome = future.result()
-                waiting = [p for p, f in zip(sharing, futures, strict=True) if not f.done()]
-                yield write(plan, started, outcome, sum(map(costs.wall_s, waiting)) / len(slots))
+                if (ended := future.result()) is None:
+                    continue
+                waiting = [u for u, f in zip(sharing, futures, strict=True) if not f.done()]
+                yield from write(*ended, sum(costs.wall_s(u[0]) for u in waiting) / len(slots))
         finally:
             # Left early, by Ctrl-C say: the pool would otherwise wait for everything it holds.
             if not all(future.done() for future in futures):
                 for future in futures:
                     future.cancel()
                 executor.cancel()
+
+
+def _run_unit(
+    unit: Unit, cores: Sequence[int], executor: Executor, address_space_bytes: int | None, stop_at: float | None
+) -> Outcome:
+    """Run in a process of its own, which is told when its time will be up and with whom it shares it."""
+    first, *others = ({"trial": plan.trial.as_dict(), "trial_id": plan.trial_id} for plan in unit)
+    now, time_s = time.monotonic(), unit[0].time_limit_s
+    if stop_at is not None:
+        time_s = max(0.0, min(time_s, stop_at - now))
+    # The clock is one for all processes of a machine.
+    payload = {**first, "cores": list(cores), "deadline": now + time_s, **(unit[0].payload or {})}
+    if others:
+        payload["companions"] = others
+    outcome = executor.run(payload, Limits(time_s=time_s, address_space_bytes=address_space_bytes))
+    by_the_run = outcome.status == "timeout" and time_s < unit[0].time_limit_s
+    if by_the_run and outcome.error is not None and outcome.error["type"] != CutShort.__name__:
+        message = "ended because the run's own time was up; run the same command again"
+        outcome = replace(outcome, error={**outcome.error, "type": CutShort.__name__, "message": message})
+    return outcome
 
 
 def _slots(sharing: Sequence[PlannedTrial], cores: Sequence[int]) -> list[Sequence[int]]:

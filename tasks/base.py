@@ -90,6 +90,10 @@ class Task(ABC):
         Raises :class:`TaskError` where ``seq_len`` cannot be served.
         """
 
+    def scored_positions(self, split: Split) -> slice:  # noqa: ARG002 (probes depend on it)
+        """Where an example of ``split`` can have targets, whatever its length; elsewhere it has none."""
+        return slice(None)
+
     def max_seq_len(self, split: Split = "test") -> int:  # noqa: ARG002 (data sets depend on it)
         """The longest example that ``split`` can give."""
         return MAX_SEQ_LEN

@@ -32,9 +32,10 @@ def philox(key: tuple[int, int], counter: tuple[Tensor | int, ...]) -> tuple[Ten
     Returns:
         Four int64 tensors of the broadcast shape.
     """
-    tensors = [c if isinstance(c, Tensor) else torch.tensor(c, dtype=torch.int64) for c in counter]
     device = next((c.device for c in counter if isinstance(c, Tensor)), torch.device("cpu"))
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(t.to(device) for t in tensors))
+    # Filled there, not copied: a copy from the host would make it wait for the device.
+    words = (c if isinstance(c, Tensor) else torch.full((), c, dtype=torch.int64, device=device) for c in counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*words)
     k0, k1 = key
     for _ in range(_ROUNDS):
         # The 64-bit products wrap like unsigned ones; masking after the shift drops the sign.

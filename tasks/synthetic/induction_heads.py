@@ -45,6 +45,10 @@ class InductionHeads(Probe):
         self.vocab_size, self.place = vocab_size, place
 
     @property
+    def num_answers(self) -> int:
+        return 1
+
+    @property
     def chance(self) -> float:
         return 1 / (self.vocab_size - 1)
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from tasks.base import IGNORE_INDEX, ExampleStream, Modality, Provenance, Task, TaskError
+from tasks.base import IGNORE_INDEX, ExampleStream, Modality, Provenance, Split, Task, TaskError
 from tasks.random import derive_key
 
 LossConvention = Literal["answer", "every"]
@@ -36,6 +36,14 @@ class Probe(Task):
             targets_BL[:, :-1] = inputs_BL[:, 1:]
         targets_BL[:, -num_answers:] = answers_BK
         return targets_BL
+
+    @property
+    @abstractmethod
+    def num_answers(self) -> int:
+        """K: how many of an example's last positions ask something."""
+
+    def scored_positions(self, split: Split) -> slice:
+        return slice(None) if self.loss == "every" and split == "train" else slice(-self.num_answers, None)
 
     @abstractmethod
     def solve(self, inputs_BL: Tensor) -> Tensor:

@@ -55,6 +55,10 @@ class SelectiveCopying(Probe):
         self.vocab_size, self.num_data, self.length_of = vocab_size, num_data, length_of
 
     @property
+    def num_answers(self) -> int:
+        return self.num_data
+
+    @property
     def chance(self) -> float:
         return 1 / (self.vocab_size - 2)
 

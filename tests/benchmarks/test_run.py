@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import STATUSES
+from harness import STATUSES, read_records
 
 NUM_TRIALS = 14
 
@@ -201,6 +201,43 @@ def test_cuda_where_there_is_none_is_a_clear_error(seqbench):
     result = seqbench("run", "quick", "--device", "cuda")
     assert result.returncode == 2
     assert "--device cpu" in result.stderr
+
+
+LONG_TRAINING = """
+name: long
+description: a training that no test waits for
+trials:
+  - {kind: training, tasks: [induction_heads], models: [s4d-tiny], seq_len: 64, batch: 4, steps: 10000000,
+     curve_every: 100, lr: 1.0e-3, score_lengths: "64", score_tokens: 256, min_examples: 2, time_limit_s: 1.0e+6}
+"""
+
+
+def test_a_training_that_is_stopped_goes_on_in_the_next_run(seqbench, tmp_path):
+    suite, out = tmp_path / "long.yaml", tmp_path / "out"
+    suite.write_text(LONG_TRAINING)
+    records = []
+    for _ in range(2):
+        result = seqbench("run", suite, "--device", "cpu", "--out", out, "--stop-after", "0.2")
+        assert result.returncode == 0, result.stderr
+        (record,), _ = read_records([out])
+        assert (record["status"], record["error"]["type"]) == ("timeout", "CutShort")
+        records.append(record)
+    first, second = (record["metrics"] for record in records)
+    assert 0 < first["steps_done"] < second["steps_done"] < 10_000_000
+    assert f"step {second['steps_done']} of 10000000" in records[1]["error"]["message"]
+    assert "resumed_at" not in first and second["resumed_at"] == [first["steps_done"]]
+    assert second["loss_curve"][: len(first["loss_curve"])] == first["loss_curve"]
+    assert len(list((out / "training").iterdir())) == 1
+    fresh = seqbench("run", suite, "--device", "cpu", "--out", out, "--stop-after", "0.15", "--fresh")
+    assert fresh.returncode == 0, fresh.stderr
+    (record,), _ = read_records([out])
+    assert "resumed_at" not in record["metrics"]
+
+
+def test_a_time_to_stop_that_is_none_is_refused(seqbench):
+    result = seqbench("run", "quick", "--stop-after", "-1")
+    assert result.returncode == 2
+    assert "minutes" in result.stderr
 
 
 TRAINING = """

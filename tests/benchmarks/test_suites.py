@@ -137,6 +137,35 @@ def test_quick_means_the_trials_that_its_committed_records_are_of(device, digest
     assert hashlib.sha256(canonical_json(trials).encode()).hexdigest() == digest
 
 
+def test_a_training_names_what_differs_from_the_first_protocol(tmp_path):
+    def training(device, **chosen):
+        path = write(tmp_path, lambda content: content["trials"][1].update(chosen))
+        expanded = expand(load_suite(path), Selection(), device=device, source_of={})
+        return next(item.trial for item in expanded if item.trial.kind == "training").protocol
+
+    first = training("cuda")
+    assert first["optimizer"] == "adamw"
+    chosen = {"curve_every": 2, "validation_examples": 32, "threshold": 0.9, "tf32": False, "seeds_together": 3}
+    assert training("cuda", optimizer="adam", **chosen) == first | chosen | {"optimizer": "adam"}
+    on_cpu = training("cpu", **chosen)
+    assert on_cpu["curve_every"] == 2
+    assert not {"tf32", "seeds_together"} & on_cpu.keys(), "a CPU has neither"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "part"),
+    [
+        ({"optimizer": "adam", "weight_decay": 0.1}, "adamw"),
+        ({"dtype": "float16"}, "bfloat16"),
+        ({"validation_examples": 0}, "validation_examples"),
+        ({"optimizer": "sgd"}, "optimizer"),
+    ],
+)
+def test_training_choices_that_make_no_sense(tmp_path, chosen, part):
+    with pytest.raises(SuiteError, match=part):
+        load_suite(write(tmp_path, lambda content: content["trials"][1].update(chosen)))
+
+
 OPERATOR = {
     "kind": "speed", "level": "operator", "operators": ["ssd", "attention_flash"], "width": 128,
     "directions": ["forward"], "lengths": "1K..4K",

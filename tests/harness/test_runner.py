@@ -2,14 +2,16 @@
 
 import datetime
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from harness import RecordWriter, Trial, read_records
-from harness.runner import CostModel, PlannedTrial, run_trials
+from harness.runner import CostModel, run_trials
 from harness.supervisor import Outcome
+from harness.units import PlannedTrial
 from harness.worker import Limits
 
 GIB = 2**30
@@ -131,3 +133,78 @@ def test_a_prediction_is_never_below_what_was_measured_nor_above_proportion():
     assert costs.latency_ms(plan(64, flops=4e8)) == pytest.approx(10.0)
     costs.observe(plan(64, flops=2e8), 100.0)
     assert costs.latency_ms(plan(64, flops=4e8)) == pytest.approx(200.0)
+
+
+class GroupExecutor(MockExecutor):
+    """Runs a process of several trials: each but the last ends with what its name asks for."""
+
+    def run(self, payload: Mapping[str, Any], limits: Limits) -> Outcome:
+        self.limits = [*getattr(self, "limits", []), limits.time_s]
+        members = [payload["trial"], *(other["trial"] for other in payload.get("companions", ()))]
+        ids = [payload["trial_id"], *(other["trial_id"] for other in payload.get("companions", ()))]
+        self.seen.append([member["seq_len"] for member in members])
+        shares = {i: {"status": "ok", "metrics": {"seq_len": m["seq_len"]}} for i, m in zip(ids, members, strict=True)}
+        error = {"type": "NonFiniteLoss", "message": "nan", "tail": ""}
+        shares[ids[0]] |= {"status": "error", "error": error}
+        if payload.get("dies"):
+            shares = {ids[0]: {"metrics": {"steps_done": 3}}}
+            late = {"type": "TimeLimit", "message": "late", "tail": ""}
+            return Outcome(status="timeout", wall_s=1.0, metrics={"by_trial": shares}, error=late)
+        return Outcome(status="ok", wall_s=1.0, metrics={"by_trial": shares})
+
+
+def test_trials_with_one_key_share_a_process_and_get_a_record_each(tmp_path):
+    planned = [plan(n, together="k", max_together=3, num_threads=1) for n in (64, 128, 256, 512, 1024)]
+    records, executor = run(tmp_path, planned, GroupExecutor())
+    assert sorted(executor.seen) == [[64, 128, 256], [512, 1024]]
+    assert len(records) == 5
+    by_len = {record.trial.seq_len: record for record in records}
+    assert {n for n, record in by_len.items() if record.status == "error"} == {64, 512}
+    assert by_len[64].error["type"] == "NonFiniteLoss"
+    assert all(record.metrics["seq_len"] == n for n, record in by_len.items())
+    assert all("by_trial" not in record.metrics for record in records)
+    assert by_len[128].error is None
+
+
+def test_a_process_that_dies_is_the_end_of_all_its_trials(tmp_path):
+    planned = [plan(n, together="k", max_together=2, payload={"dies": True}) for n in (64, 128)]
+    records, _ = run(tmp_path, planned, GroupExecutor())
+    assert [r.status for r in records] == ["timeout", "timeout"]
+    assert [r.metrics.get("steps_done") for r in records] == [3, None]
+    assert all(r.error["type"] == "TimeLimit" for r in records)
+
+
+def test_memory_is_that_of_all_trials_of_a_process(tmp_path):
+    planned = [plan(n, together="k", max_together=2, predicted_peak_bytes=int(0.7 * GIB)) for n in (64, 128)]
+    records, _ = run(tmp_path, planned, GroupExecutor())
+    assert [r.status for r in records] == ["skipped", "skipped"]
+
+
+def run_until(tmp_path, planned, stop_at):
+    executor = GroupExecutor()
+    with RecordWriter(tmp_path) as writer:
+        records = list(
+            run_trials(
+                planned, executor=executor, writer=writer, env_id="e", costs=CostModel(1e9), memory_bytes=GIB,
+                cores=(0,), stop_at=stop_at,
+            )
+        )  # fmt: skip
+    return records, executor
+
+
+def test_a_run_that_ends_begins_nothing_more_and_shortens_what_runs(tmp_path):
+    for threads in (None, 1):
+        records, executor = run_until(tmp_path, [plan(64, num_threads=threads)], time.monotonic() - 1)
+        assert (records, executor.seen) == ([], [])
+        _, executor = run_until(tmp_path, [plan(64, num_threads=threads)], time.monotonic() + 5)
+        assert 0 < executor.limits[0] <= 5
+
+
+def test_what_the_end_of_the_run_kills_was_cut_short(tmp_path):
+    """Such a record is replaced by the next run; one that its own limit killed is not."""
+    dies = dict(payload={"dies": True}, together="k", max_together=2)
+    planned = [plan(n, **dies) for n in (64, 128)]
+    cut, _ = run_until(tmp_path, planned, time.monotonic() + 5)
+    late, _ = run_until(tmp_path, planned, time.monotonic() + 500)
+    assert {r.error["type"] for r in cut} == {"CutShort"}
+    assert {r.error["type"] for r in late} == {"TimeLimit"}

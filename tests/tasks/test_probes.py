@@ -68,6 +68,9 @@ def test_loss_conventions(name: str, loss: str) -> None:
     test = probe.sample(ExampleStream(split="test"), 3, 128)
     num_answers = probe.solve(test.inputs_BL).shape[1]
     assert test.num_scored == 3 * num_answers, "evaluation scores the answers alone"
+    assert probe.num_answers == num_answers
+    assert probe.scored_positions("test") == slice(-num_answers, None)
+    assert probe.scored_positions("train") == (slice(None) if loss == "every" else slice(-num_answers, None))
     body = train.targets_BL[:, :-num_answers]
     if loss == "every":
         assert torch.equal(body, train.inputs_BL[:, 1 : 128 - num_answers + 1])

@@ -54,6 +54,16 @@ def test_shapes_and_ranges(task: Task, split: str) -> None:
     assert 0 <= int(scored.min()) <= int(scored.max()) < task.vocab_size
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_targets_lie_where_the_task_says(task: Task, split: str) -> None:
+    targets_BL = task.sample(ExampleStream(split=split), 8, 128).targets_BL  # type: ignore[arg-type]
+    outside_BL = targets_BL.clone()
+    outside_BL[:, task.scored_positions(split)] = IGNORE_INDEX  # type: ignore[arg-type]
+    assert (outside_BL == IGNORE_INDEX).all()
+    # And every place that it names has a target in some example.
+    assert (targets_BL[:, task.scored_positions(split)] != IGNORE_INDEX).any(dim=0).all()  # type: ignore[arg-type]
+
+
 def test_example_i_is_the_same_however_it_is_drawn(task: Task) -> None:
     stream = ExampleStream(seed=7, split="test", start=5)
     whole = task.sample(stream, 8, 128)
