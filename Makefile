@@ -7,6 +7,8 @@ SUITE  ?= quick
 BASE   ?= main
 TASKS  ?= lambada_openai,piqa
 MODEL  ?= mamba-tiny
+# Committed measurements; baselines repeat some of them.
+COMMITTED := $(filter-out results/runs results/reference results/baselines,$(wildcard results/*))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint bench report plots eval gate data scan-table parity clean
@@ -31,7 +33,8 @@ report: $(STAMP) ## write the report of the runs that exist
 eval: $(STAMP) ## zero-shot evaluation of a trained model (MODEL=mamba-tiny TASKS=lambada_openai,piqa)
 	$(BIN)/seqbench eval --model $(MODEL) --tasks $(TASKS)
 
-plots: report ## the report's figures: PNG, SVG and CSV in reports/latest/figures
+plots: $(STAMP) ## redraw the report of the committed records, with its figures, in reports/latest
+	$(BIN)/seqbench report $(COMMITTED)
 
 test: $(STAMP) ## all tests, on all cores
 	$(BIN)/python -m pytest -n auto

@@ -83,9 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, default=Path("reports/latest"), help="folder to write (default: %(default)s)"
     )
+    report.add_argument(
+        "--markdown", action="store_true", help="print the speed suite's tables as Markdown instead; draws nothing"
+    )
     report.set_defaults(command=_report)
 
-    claims = commands.add_parser("claims", help="which known contrasts the records show")
+    claims = commands.add_parser("claims", help="which known contrasts and claims about speed the records show")
     claims.add_argument("records", nargs="*", type=Path, metavar="RECORDS")
     claims.set_defaults(command=_claims)
 
@@ -130,6 +133,12 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         "--shard", default="1/1", metavar="I/N", help="run the I-th of N parts; each writes its own file"
     )
     command.add_argument("--fresh", action="store_true", help="run recorded trials again; their last record counts")
+    command.add_argument(
+        "--stop-after",
+        type=_minutes,
+        metavar="MINUTES",
+        help="end the run then; the same command goes on where it stopped, within a training too",
+    )
     command.add_argument("--threads", type=int, metavar="N", help="CPU cores of the run (default: all)")
     command.add_argument(
         "--memory-limit", type=float, metavar="GIB", help="memory that a trial may use (default: what is free)"
@@ -156,6 +165,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0, such as 10 or 0.5")
+    return minutes
 
 
 def _selection(arguments: argparse.Namespace) -> "Selection":
@@ -194,6 +213,7 @@ def _run_options(arguments: argparse.Namespace, suite_name: str) -> "RunOptions"
     out = arguments.out or Path("results/runs") / suite_name
     settings = RunSettings(
         checkpoints=(out / "checkpoints").resolve(),
+        states=(out / "training").resolve(),
         cores=tuple(sorted(os.sched_getaffinity(0)))[: arguments.threads],
         data_root=data_root.resolve() if data_root else None,
         sources=_sources(arguments.source),
@@ -205,6 +225,7 @@ def _run_options(arguments: argparse.Namespace, suite_name: str) -> "RunOptions"
         shard=_shard(arguments.shard),
         fresh=arguments.fresh,
         memory_bytes=int(arguments.memory_limit * 2**30) if arguments.memory_limit else None,
+        stop_after_s=60 * arguments.stop_after if arguments.stop_after else None,
     )
 
 
@@ -305,10 +326,10 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from reports import write_report
+    from reports import speed_markdown, write_report
 
-    index = write_report(arguments.records or [Path("results/runs")], arguments.out)
-    print(index)
+    records = arguments.records or [Path("results/runs")]
+    print(speed_markdown(records) if arguments.markdown else write_report(records, arguments.out))
     return 0
 
 

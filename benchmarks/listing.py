@@ -66,8 +66,12 @@ def _suite_rows() -> list[Row]:
 
 
 def _claim_rows() -> list[Row]:
-    from reports import judge_contrasts, scores_frame, speed_frame, training_frame, trials_frame
+    import reports
 
-    nothing = trials_frame([], {})
-    contrasts = judge_contrasts(speed_frame(nothing), scores_frame(training_frame(nothing)))
-    return [["claim", "statement [rule]"], *([c.id, f"{c.statement} [{c.rule}]"] for c in contrasts)]
+    nothing = reports.trials_frame([], {})
+    speed = reports.speed_frame(nothing)
+    judged = [
+        *reports.judge_contrasts(speed, reports.scores_frame(reports.training_frame(nothing))),
+        *reports.judge_speed_claims(speed, reports.generation_frame(nothing)),
+    ]
+    return [["claim", "statement [rule]"], *([c.id, f"{c.statement} [{c.rule}]"] for c in judged)]

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from reports import fits, style
+from reports.comparisons import curves, memory_points, slope_points
 from reports.frames import SPEED_GROUP, TRAINING_GROUP
 from reports.quality import task_title
-from reports.scaling import curves, memory_points, slope_points
 
 Verdict = Literal["shown", "not shown", "not measured"]
 Finding = tuple[bool, str]  # whether it shows, and the numbers that say so

@@ -45,8 +45,8 @@ summary { cursor: pointer; } details > summary { font-weight: 600; margin: .5rem
 .warnings { border-left: 3px solid #d55e00; padding: .4rem 1rem; background: #fdf6f1; }
 @media print { body { max-width: none; } details { display: block; } }
 """
-GOOD, BAD = ("shown", "ok"), ("not shown", "oom", "timeout", "killed", "error", "wrong")
-NEUTRAL = ("not measured", "unsupported", "skipped")
+GOOD, BAD = ("shown", "ok", "reproduced"), ("not shown", "differs", "oom", "timeout", "killed", "error", "wrong")
+NEUTRAL = ("not measured", "not attempted", "unsupported", "skipped")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ PUBLISHED_MARKERS = {
     "Attention": "s",
     "Transformer": "s",
 }
-MANY_LABELS = 14  # from more on a legend is set smaller
+MANY_LABELS = 10  # from more on a legend is set smaller
 # mark -> (marker size, face, what the legend says)
 FLAGS = {
     "launch_bound": (11.0, "none", "launch-bound: the host takes as long as the device"),
@@ -229,7 +229,7 @@ def draw_flags(axes: Axes, data: pd.DataFrame, x: str = "seq_len") -> list[Any]:
     return handles
 
 
-def draw_published(axes: Axes, data: pd.DataFrame, x: str = "seq_len") -> list[Any]:
+def draw_published(axes: Axes, data: pd.DataFrame, x: str = "seq_len", markersize: float = 4) -> list[Any]:
     """Published curves, thin and grey with hollow markers; returns what the legend says of them."""
     from matplotlib.lines import Line2D
 
@@ -240,7 +240,7 @@ def draw_published(axes: Axes, data: pd.DataFrame, x: str = "seq_len") -> list[A
             "color": PUBLISHED,
             "marker": next((sign for word, sign in PUBLISHED_MARKERS.items() if word in str(note)), "D"),
             "markerfacecolor": "white",
-            "markersize": 4,
+            "markersize": markersize,
             "linewidth": 0.9,
         }
         axes.plot(rows.sort_values(x)[x], rows.sort_values(x)["value"], zorder=1.5, **looks)
@@ -302,7 +302,7 @@ def add_legend(
     from matplotlib.text import Text
 
     present = sorted(data["model"].dropna().unique())
-    curves = data[data["mark"].isin(["measured", "predicted", "loss"])]
+    curves = data[data["mark"].isin(["measured", "predicted", "loss", "accuracy"])]
     handles = [
         Line2D(
             [],

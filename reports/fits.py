@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ SLOPE_RULE = (
     "least squares in log-log over the longest four measured lengths (more where these span less than a "
     "factor of 8), with the 95 % t interval over these points"
 )
+MIN_POINTS_SINCE = 3  # of a fit over every length from a stated one on: its interval has one degree of freedom at least
 NUM_RESAMPLES = 2000
 # Two-sided 95 % quantiles of Student's t for 1..30 degrees of freedom; beyond, the error of 1.96 is below 4 %.
 T_95 = (
@@ -65,7 +66,8 @@ class Slope:
     stop: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ± {(self.high - self.low) / 2:.2f}"
+        value = round(self.value, 2) + 0.0  # never -0.00
+        return f"{value:.2f} ± {(self.high - self.low) / 2:.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +93,34 @@ def fit_slope(points: Mapping[float, float]) -> Slope | None:
     for count in range(MIN_POINTS, len(usable) + 1):
         chosen = usable[-count:]
         if chosen[-1][0] / chosen[0][0] >= MIN_SPAN:
-            x, y = np.log(np.array(chosen)).T
-            centred = x - x.mean()
-            value = float(centred @ y / (centred @ centred))
-            residual = y - y.mean() - value * centred
-            error = float(np.sqrt(residual @ residual / (count - 2) / (centred @ centred)))
-            half = (T_95[count - 3] if count - 3 < len(T_95) else 1.96) * error
-            return Slope(
-                value=value,
-                low=value - half,
-                high=value + half,
-                num_points=count,
-                start=chosen[0][0],
-                stop=chosen[-1][0],
-            )
+            return _least_squares(chosen)
     return None
+
+
+def fit_slope_since(points: Mapping[float, float], since: float) -> Slope | None:
+    """The power of length over every length from `since` on; None where these are too few or span too little."""
+    chosen = sorted((x, y) for x, y in points.items() if x >= since and np.isfinite(y) and y > 0)
+    wide = len(chosen) >= MIN_POINTS_SINCE and chosen[-1][0] / chosen[0][0] >= MIN_SPAN
+    return _least_squares(chosen) if wide else None
+
+
+def _least_squares(points: Sequence[tuple[float, float]]) -> Slope:
+    """The line through at least three points in log-log, with the 95 % t interval of its slope."""
+    count = len(points)
+    x, y = np.log(np.array(points)).T
+    centred = x - x.mean()
+    value = float(centred @ y / (centred @ centred))
+    residual = y - y.mean() - value * centred
+    error = float(np.sqrt(residual @ residual / (count - 2) / (centred @ centred)))
+    half = (T_95[count - 3] if count - 3 < len(T_95) else 1.96) * error
+    return Slope(
+        value=value,
+        low=value - half,
+        high=value + half,
+        num_points=count,
+        start=points[0][0],
+        stop=points[-1][0],
+    )
 
 
 def medians(curve: Samples) -> dict[float, float]:

@@ -43,6 +43,7 @@ NUMBERS = [
     "train_s",
     "train_tokens",
     "steps_to_threshold",
+    "seeds_together",
     "chance",
     "rate",
     "decode_tokens_per_s",
@@ -54,6 +55,7 @@ COSTS = ("bytes", "flops", "exps")
 # What a group or a curve already says; the rest of a protocol may be varied within one group.
 GROUPED = ("level", "source", "tokens", "width", "d_state", "head_dim", "loop", "new_tokens")
 INTERVALS = ("accuracy", "bits_per_token")
+CURVES = ("loss_curve", "validation_curve")
 SCORE_COLUMNS = ["scored_len", "score_status", "reason", "latency_ms", "tokens_per_s", "predicted_latency_ms"]
 
 
@@ -221,14 +223,23 @@ def positions_frame(scores: pd.DataFrame) -> pd.DataFrame:
 
 def losses_frame(training: pd.DataFrame) -> pd.DataFrame:
     """One row a logged step of each training trial; points that are not finite (a diverged run) are left out."""
+    return _logged_frame(training, "loss_curve", "loss")
+
+
+def validation_frame(training: pd.DataFrame) -> pd.DataFrame:
+    """One row a step of each training trial at which a probe was asked its validation examples."""
+    return _logged_frame(training, "validation_curve", "accuracy")
+
+
+def _logged_frame(training: pd.DataFrame, curve: str, name: str) -> pd.DataFrame:
     keys = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded"]
     rows = [
-        {key: trial[key] for key in keys} | {"step": number(step), "loss": number(loss)}
+        {key: trial[key] for key in keys} | {"step": number(step), name: number(value)}
         for trial in training.to_dict("records")
-        for step, loss in trial["loss_curve"]
+        for step, value in trial[curve]
     ]
-    frame = pd.DataFrame(rows, columns=[*keys, "step", "loss"])
-    return frame.dropna(subset=["step", "loss"]).reset_index(drop=True)
+    frame = pd.DataFrame(rows, columns=[*keys, "step", name])
+    return frame.dropna(subset=["step", name]).reset_index(drop=True)
 
 
 def _trial_columns() -> list[str]:
@@ -275,13 +286,14 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         **{f"cost_{key}": number((metrics.get("cost") or {}).get(key)) for key in COSTS},
         "rate_unit": metrics.get("rate_unit"),
         "launch_bound": metrics.get("launch_bound") is True,
-        "few_samples": bool(metrics.get("few_samples")) and bool(latency),
+        "few_samples": bool(metrics.get("few_samples")) and bool(latency or samples(metrics.get("decode_ms"))),
         "l2_policy": metrics.get("l2_policy"),
+        "warm_up_calls": metrics.get("warm_up_calls"),
         "gpu_clocks": metrics.get("gpu_clocks"),
         **{key: value for name in INTERVALS for key, value in interval(metrics.get(name), name).items()},
         "intervals": {name: metrics.get(name) for name in INTERVALS},
         "scores": metrics.get("scores") or [],
-        "loss_curve": [p for p in metrics.get("loss_curve") or [] if isinstance(p, list | tuple) and len(p) == 2],
+        **{key: _points(metrics.get(key)) for key in CURVES},
         "backend": dict(backend),
         "source": _source_name(source),
         "source_kind": source.get("kind"),
@@ -290,6 +302,11 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         "embedded": source.get("kind") == "embedded",
         "variant": "",
     }
+
+
+def _points(value: Any) -> list[Any]:
+    """The (step, figure) pairs of a logged curve."""
+    return [point for point in value or [] if isinstance(point, list | tuple) and len(point) == 2]
 
 
 def _mode(trial: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:

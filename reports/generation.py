@@ -14,6 +14,7 @@ from reports.drawing import (
     Styles,
     add_legend,
     draw_curves,
+    draw_flags,
     draw_published,
     draw_rail,
     length_axis,
@@ -27,6 +28,7 @@ from reports.speed_figures import BATCH_AXIS, add_failed
 GENERATION_GROUP = ["section", "seq_len", "new_tokens", "dtype", "scale", "variant"]
 LOOPS = {"cuda_graph": "CUDA graph", "eager": "eager", "transformers": "plain transformers"}
 LOOP_ORDER = {"cuda_graph": 0, "eager": 1, "transformers": 2}
+LIBRARY_MARKER = "v"  # of the library's plain loop: its model is attention too, and colour and marker would coincide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +58,13 @@ def with_subjects(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def subject_styles(frame: pd.DataFrame) -> dict[str, style.ModelStyle]:
-    """The model's colour and marker; the line says which loop."""
+    """The model's colour and marker; the line, and for the library's loop the marker too, says which loop."""
     looks = style.model_styles(frame["model"])
     lines = ("-", style.DASHDOT, style.DOTTED)
     return {
         subject(row["model"], row["loop"]): style.ModelStyle(
             color=looks[row["model"]].color,
-            marker=looks[row["model"]].marker,
+            marker=LIBRARY_MARKER if row["loop"] == "transformers" else looks[row["model"]].marker,
             line=lines[LOOP_ORDER.get(str(row["loop"]), 0)],
         )
         for row in frame.to_dict("records")
@@ -102,6 +104,7 @@ def throughput_figure(frame: pd.DataFrame, published: Sequence[PublishedPoint] =
             subject(point.model, point.loop), "measured", point.batch, point.tokens_per_s, low=low, high=high,
             n=len(point.total_ms), status="ok",
         )  # fmt: skip
+    _add_few_samples(rows, frame)
     labels = {}
     for row in frame[(frame["status"] == "ok") & (frame["largest_batch"] > 0)].to_dict("records"):
         labels[row["subject"]] = f"{row['subject']} \N{MIDDLE DOT} largest batch {row['largest_batch']:.0f}"
@@ -111,8 +114,8 @@ def throughput_figure(frame: pd.DataFrame, published: Sequence[PublishedPoint] =
     first = frame.iloc[0]
     caption = (
         f"Batch times {style.figure(first['new_tokens'])} new tokens over the medians of prefill and decode together; "
-        "bands are quartiles. The line says the loop: solid under a CUDA graph, dash-dotted eager, dotted the plain "
-        "generate of transformers. The largest batch that fits was found by search."
+        "bands are quartiles. The line says the loop: solid under a CUDA graph, dash-dotted eager, dotted with "
+        "triangles the plain generate of transformers. The largest batch that fits was found by search."
     )
     caption += f" {published[0].caption}" if published else ""
     return _against_batch(
@@ -135,12 +138,21 @@ def phases_figure(frame: pd.DataFrame) -> Drawing:
                     row["subject"], "measured", row["points_batch"], 1e3 * tokens / middle, low=1e3 * tokens / slow,
                     high=1e3 * tokens / fast, n=len(row[f"{phase}_ms"]), status="ok", note=phase,
                 )  # fmt: skip
+        _add_few_samples(rows, frame)
         panels.append((label, rows))
     caption = (
         "Left: prompt tokens a second while the prompt is read. Right: new tokens a second while tokens are made one "
-        "at a time. Medians with quartiles."
+        "at a time. Medians with quartiles. Batches that have no figure stand on the rail of the throughput figure."
     )
     return _against_batch(panels, frame, {}, "phases", "Generation: prefill and decode apart", caption)
+
+
+def _add_few_samples(rows: Rows, frame: pd.DataFrame) -> None:
+    """Repeats the points that rest on few samples under the mark that says so; a search's as the batch it found."""
+    few = frame[(frame["status"] == "ok") & frame["few_samples"]]
+    points = {(row["subject"], row["points_batch"]) for row in few.to_dict("records")}
+    for row in [row for row in rows.rows if row["mark"] == "measured" and (row["model"], row["batch"]) in points]:
+        rows.add(row["model"], "few_samples", row["batch"], row["value"])
 
 
 def _against_batch(
@@ -150,6 +162,7 @@ def _against_batch(
     sheet, all_axes = new_figure(title, _subtitle(first), columns=len(panels))
     drawn: list[pd.DataFrame] = []
     extra: list[object] = []
+    flags: list[object] = []
     for axes, (label, rows) in zip(all_axes, panels, strict=True):
         data = rows.frame()
         shown = data[data["mark"].isin(["measured", "published"])]
@@ -160,9 +173,10 @@ def _against_batch(
         if not (data["mark"] == "measured").any():
             nothing_measured(axes)
         draw_rail(axes, data, styles, "batch")
+        flags = draw_flags(axes, data, "batch") or flags
         drawn.append(data)
     data = pd.concat(drawn, ignore_index=True)
-    add_legend(sheet, data, styles, labels, extra)
+    add_legend(sheet, data, styles, labels, [*extra, *flags])
     return Drawing(
         name=f"generation-{name}-{first['scale']}-{first['seq_len']:.0f}",
         title=title,

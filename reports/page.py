@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from reports import frames, style, tables
+from reports import conditions, frames, style, tables
 from reports.contrasts import Contrast, Verdict, judge_contrasts
-from reports.document import Block, Bullets, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from reports.document import Block, Bullets, Heading, Paragraph, Table, to_html, to_markdown
+from reports.probe_tables import probe_blocks
 from reports.speed_claims import judge_speed_claims
-
-if TYPE_CHECKING:
-    from reports.drawing import Drawing
+from reports.speed_summary import speed_blocks, summary_blocks
 
 TITLE = "What sequence models get right, and what length costs"
 WHAT_TO_RUN = "run `seqbench run quick` first, or name a records.jsonl or a folder that holds one"
-PNG_DPI = 160
-LONG_TABLE = 40  # rows; longer ones are folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +29,7 @@ class Section:
     """
 
     label: str
+    environment: Mapping[str, Any]
     trials: pd.DataFrame
     speed: pd.DataFrame
     training: pd.DataFrame
@@ -89,6 +86,7 @@ def sections_of(records: Sequence[frames.Record], environments: frames.Environme
         found.append(
             Section(
                 label=str(label),
+                environment=environments.get(str(trials["env_id"].iloc[0]), {}),
                 trials=trials,
                 speed=speed,
                 training=training,
@@ -136,20 +134,6 @@ def read(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, dict[st
     )
 
 
-def save(drawing: Drawing, folder: Path) -> Picture:
-    """Writes a figure as SVG and PNG and its data as CSV."""
-    import matplotlib
-
-    picture = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": drawing.name, "svg.fonttype": "path"}):
-        drawing.figure.savefig(picture, format="svg", metadata={"Date": None})
-    (folder / f"{drawing.name}.svg").write_bytes(picture.getvalue())
-    drawing.figure.set_layout_engine("none")  # laid out already, and that takes longer than drawing
-    drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=PNG_DPI, metadata={"Software": None})
-    drawing.data.to_csv(folder / f"{drawing.name}.csv", index=False)
-    return Picture(name=drawing.name, title=drawing.title, caption=drawing.caption, svg=picture.getvalue())
-
-
 def _opening(sections: Sequence[Section], notes: Sequence[str]) -> list[Block]:
     trials = pd.concat([section.trials for section in sections])
     counts = ", ".join(f"{count} {status}" for status, count in trials["status"].value_counts().items())
@@ -189,7 +173,8 @@ def _contrast_blocks(contrasts: Sequence[Contrast]) -> list[Block]:
 
 
 def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts: bool) -> list[Block]:
-    from reports.figures import all_figures
+    from reports.figures import figure_jobs
+    from reports.saving import save_figures
 
     blocks: list[Block] = [Heading(text=section.label)]
     if with_contrasts:
@@ -198,18 +183,24 @@ def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts:
         blocks += [Heading(text="Claims about speed and memory", level=3), *_contrast_blocks(section.claims)]
     with_models = section.trials[section.trials["level"] != "ceiling"]
     blocks += [Heading(text="Models", level=3), Table(frame=tables.models_table(with_models))]
+    timed = conditions.conditions_table(section.trials, section.environment)
+    if len(timed):
+        blocks += [Heading(text="Conditions of the timings", level=3), Table(frame=timed)]
     for title, frame in (
         ("What length costs, in numbers", tables.scaling_table(section.speed)),
         ("Data", tables.data_table(section.training)),
     ):
         if len(frame):
             blocks += [Heading(text=title, level=3), Table(frame=frame)]
+    blocks += probe_blocks(section.training)
     if section.claims:
-        blocks += _speed_blocks(section)
-    drawings = all_figures(section.speed, section.training, section.scores, section.trials)
-    if drawings:
+        blocks += speed_blocks(section.speed, section.trials)
+    pictures = save_figures(
+        figure_jobs(section.speed, section.training, section.scores, section.trials), folder, prefix
+    )
+    if pictures:
         blocks.append(Heading(text="Figures", level=3))
-    blocks += [save(replace(drawing, name=prefix + drawing.name), folder) for drawing in drawings]
+    blocks += pictures
     skipped = tables.skipped_table(section.trials, section.scores)
     if len(skipped):
         blocks += [Heading(text="What has no figure, and why", level=3), Table(frame=skipped)]
@@ -222,48 +213,6 @@ def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts:
         blocks.append(
             Table(frame=tables.scores_table(section.scores), folded=f"All {len(section.scores)} scored lengths")
         )
-    return blocks
-
-
-def _speed_blocks(section: Section) -> list[Block]:
-    """The tables that only a run has that measured speed for its own sake; those without rows are left out."""
-    from reports import speed_tables
-    from reports.roofline import LIMIT_NOTE, ceilings_of
-
-    speed, generated = section.speed, frames.generation_frame(section.trials)
-    ceilings = frames.ceilings_frame(section.trials)
-    parts = (
-        ("Crossovers of every pair", "", speed_tables.crossovers_table(speed)),
-        (
-            "Speedup over attention at each length",
-            "Ratio of medians with its 95 % bootstrap interval over the samples.",
-            speed_tables.speedups_table(speed),
-        ),
-        ("Ceilings of this device", "", speed_tables.ceilings_table(ceilings)),
-        ("Operators and their own limits", LIMIT_NOTE, speed_tables.limits_table(speed, ceilings_of(ceilings))),
-        (
-            "Predicted beside measured peak memory",
-            "Median over the lengths, with the smallest and the largest.",
-            speed_tables.predictions_table(speed),
-        ),
-        ("Generation", "", speed_tables.generation_table(generated)),
-        (
-            "Generation: speedup over attention",
-            "Tokens a second, prefill included; each model under its fastest loop.",
-            speed_tables.generation_speedups_table(generated),
-        ),
-        (
-            "Training memory against batch",
-            "GB are 10^9 bytes here, as in the published table.",
-            speed_tables.batch_memory_table(speed),
-        ),
-    )
-    blocks: list[Block] = []
-    for title, words, frame in parts:
-        if len(frame):
-            blocks.append(Heading(text=title, level=3))
-            blocks += [Paragraph(text=words)] if words else []
-            blocks.append(Table(frame=frame, folded=f"All {len(frame)} rows" if len(frame) > LONG_TABLE else ""))
     return blocks
 
 
@@ -335,8 +284,30 @@ def _plain(value: Any) -> str:
 
 
 def judge(paths: Sequence[Path]) -> list[tuple[str, Contrast]]:
-    """Every contrast of every section of the records: ``(section, contrast)``."""
+    """Every contrast and every claim about speed, of every section of the records: ``(section, contrast)``.
+
+    Unlike the page, claims are listed where no suite of speed was run as well: then they are not measured.
+    """
     records, environments, _ = read(paths)
-    return [
-        (section.label, contrast) for section in sections_of(records, environments) for contrast in section.contrasts
-    ]
+    found = []
+    for section in sections_of(records, environments):
+        claims = section.claims or judge_speed_claims(section.speed, frames.generation_frame(section.trials))
+        found += [(section.label, judged) for judged in (*section.contrasts, *claims)]
+    return found
+
+
+def speed_markdown(paths: Sequence[Path]) -> str:
+    """The speed suite's compact tables of every section that measured it, as Markdown.
+
+    Raises ValueError where no section did.
+    """
+    records, environments, _ = read(paths)
+    blocks: list[Block] = []
+    for section in sections_of(records, environments):
+        if found := summary_blocks(section.speed, section.trials) if frames.has_speed_suite(section.trials) else []:
+            timed = conditions.conditions_table(section.trials, section.environment)
+            blocks += [Heading(text=section.label), Table(frame=timed), *found]
+    if not blocks:
+        where = ", ".join(map(str, paths))
+        raise ValueError(f"no record of the speed suite in {where}: run `seqbench run speed` first")
+    return to_markdown(blocks)

@@ -103,55 +103,59 @@ def positions_figure(positions: pd.DataFrame, styles: Styles | None = None) -> D
 
 def losses_figure(losses: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:
     """Training loss against step: a panel a task and protocol, a line a seed; None where none was logged."""
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    caption = "Training loss as logged, one line a seed, in the unit of the task's own loss."
+    return _logged_figure(losses, "loss", "losses", "Training loss", "Loss", caption, styles)
 
-    if losses.empty:
+
+def validation_figure(validation: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:
+    """Validation accuracy of the probes against step, as :func:`losses_figure`; None where none was logged."""
+    caption = "Accuracy on the validation split at the training length as training goes on, one line a seed."
+    return _logged_figure(validation, "accuracy", "validation", "Learning the probes", "Accuracy", caption, styles)
+
+
+def _logged_figure(
+    logged: pd.DataFrame, column: str, name: str, title: str, label: str, caption: str, styles: Styles | None
+) -> Drawing | None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+    if logged.empty:
         return None
-    styles = styles or style.model_styles(losses["model"])
+    styles = styles or style.model_styles(logged["model"])
     groups = [
         (dict(zip(TRAINING_GROUP, key, strict=True)), rows)
-        for key, rows in losses.groupby(TRAINING_GROUP, dropna=False)
+        for key, rows in logged.groupby(TRAINING_GROUP, dropna=False)
     ]
     groups.sort(key=lambda group: group[0]["task"] not in PROBES)
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
-    stamp = _stamp(losses) if losses["embedded"].all() else "CONTAINS " + _stamp(losses) if _embedded(losses) else ""
-    sheet, panels = new_figure("Training loss", str(groups[0][0]["section"]), stamp, lines, columns)
+    stamp = _stamp(logged) if logged["embedded"].all() else "CONTAINS " + _stamp(logged) if _embedded(logged) else ""
+    sheet, panels = new_figure(title, str(groups[0][0]["section"]), stamp, lines, columns)
     drawn = []
     for axes, (about, rows) in zip(panels, groups, strict=False):
         models = sorted(rows["model"].unique())
         for (model, _), line in rows.groupby(["model", "trial_id"]):
             line = line.sort_values("step")
+            look = styles[str(model)]
             width = 2.4 - 1.4 * models.index(model) / max(len(models) - 1, 1)  # coincident curves stay visible
-            axes.plot(line["step"], line["loss"], color=styles[str(model)].color, linewidth=width)
+            axes.plot(line["step"], line[column], color=look.color, linestyle=look.line, linewidth=width)
         mark = f" · {style.STAMP.lower()}" if _embedded(rows) else ""
         axes.set_title(f"{_panel_title(about, groups)}{mark}", loc="left", fontsize=10, color=INK)
         axes.set_xlabel("Step", fontsize=10, color=INK)
-        axes.set_ylabel("Loss", fontsize=10, color=INK)
-        axes.set_ylim(bottom=min(0.0, float(rows["loss"].min())))
+        axes.set_ylabel(label, fontsize=10, color=INK)
+        if column == "accuracy":
+            axes.set_ylim(-0.03, 1.03)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        else:
+            axes.set_ylim(bottom=min(0.0, float(rows[column].min())))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        drawn.append(rows.assign(mark="loss", status="ok"))
+        drawn.append(rows.assign(mark=column, status="ok"))
     for axes in panels[len(groups) :]:
         axes.remove()
-    keep = [
-        "section",
-        "task",
-        "train_len",
-        "source",
-        "variant",
-        "model",
-        "seed",
-        "trial_id",
-        "mark",
-        "status",
-        "step",
-        "loss",
-    ]
-    data = pd.concat(drawn)[keep].reset_index(drop=True)
+    about_run = ["section", "task", "train_len", "source", "variant", "model", "seed", "trial_id"]
+    data = pd.concat(drawn)[[*about_run, "mark", "status", "step", column]].reset_index(drop=True)
     add_legend(sheet, data, styles, {})
-    caption = "Training loss as logged, one line a seed, in the unit of the task's own loss."
-    return Drawing(name="losses", title="Training loss", caption=_stamped(caption, losses), figure=sheet, data=data)
+    return Drawing(name=name, title=title, caption=_stamped(caption, logged), figure=sheet, data=data)
 
 
 def _panel_title(about: Mapping[str, Any], groups: list[tuple[dict[str, Any], pd.DataFrame]]) -> str:

@@ -16,12 +16,14 @@ import pandas as pd
 
 from reports import style
 from reports.drawing import (
+    FLAGS,
     INK,
     Drawing,
     Rows,
     Styles,
     add_legend,
     draw_curves,
+    draw_flags,
     new_figure,
     value_axis,
 )
@@ -131,14 +133,22 @@ def roofline_figure(limits: pd.DataFrame, ceilings: Ceilings, styles: Styles | N
         rate = 1e3 * row["cost_flops"] / row["latency_median_ms"]
         where = row["cost_flops"] / row["cost_bytes"]
         rows.add(row["model"], "measured", where, rate, status="ok", note=f"length {style.length(row['seq_len'])}")
+        for flag in FLAGS:
+            if row[flag]:
+                rows.add(row["model"], flag, where, rate)
     data = rows.frame()
+    spans = counted.groupby("model")["seq_len"].agg(["min", "max"])
+    labels = {
+        str(model): f"{model} \N{MIDDLE DOT} {style.length(low)}..{style.length(high)}"
+        for model, low, high in spans.itertuples()
+    }
     title = f"Roofline: {about['level']}, {about['direction']}"
     sheet, (axes,) = new_figure(title, subtitle(about))
     ridge = matmul / copy
     low, high = min(data["flop_per_byte"].min(), ridge) / 2, max(data["flop_per_byte"].max(), ridge) * 2
     x = np.array([low, ridge, high])
     axes.plot(x, np.minimum(copy * x, matmul), color=INK, linewidth=1.3)
-    value_axis(axes, "Flop/s", "rate", [*data["value"], matmul])
+    value_axis(axes, "Counted flop/s (T = 10\N{SUPERSCRIPT ONE}\N{SUPERSCRIPT TWO})", "rate", [*data["value"], matmul])
     axes.set_xscale("log", base=10)
     axes.set_xlim(low, high)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -146,10 +156,11 @@ def roofline_figure(limits: pd.DataFrame, ceilings: Ceilings, styles: Styles | N
     axes.set_xlabel("Intensity (counted flops per counted byte)", fontsize=10, color=INK)
     draw_curves(axes, data, styles, "flop_per_byte")
     roof = f"ceilings: copy {style.rate(copy)}B/s, matmul {style.rate(matmul)}flop/s"
-    add_legend(sheet, data, styles, {}, [Line2D([], [], color=INK, linewidth=1.3, label=roof)])
+    flags = draw_flags(axes, data, "flop_per_byte")
+    add_legend(sheet, data, styles, labels, [Line2D([], [], color=INK, linewidth=1.3, label=roof), *flags])
     caption = (
         "Counted flops over median time against counted flops per counted byte, each operator from its shortest to "
-        "its longest length, under the ceilings of the same run. An operator that computes exponentials or elementwise "
-        "recurrences cannot reach the matmul ceiling: see its share of its own limit."
+        "its longest length (in the legend), under the ceilings of the same run. An operator that computes "
+        "exponentials or elementwise recurrences cannot reach the matmul ceiling: see its share of its own limit."
     )
     return Drawing(name=slug("roofline", about), title=title, caption=caption, figure=sheet, data=data)

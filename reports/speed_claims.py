@@ -13,11 +13,7 @@ import numpy as np
 import pandas as pd
 
 from reports import fits, published, style
-from reports.contrasts import LINEAR, Contrast, Finding, Verdict
-from reports.frames import BATCH_GROUP, SPEED_GROUP, batch_sweeps
-from reports.generation import GENERATION_GROUP, comparisons, speedup, subject
-from reports.published import training_memory
-from reports.scaling import (
+from reports.comparisons import (
     BEST,
     Curves,
     best_attention,
@@ -27,6 +23,10 @@ from reports.scaling import (
     reference_for,
     slope_points,
 )
+from reports.contrasts import LINEAR, Contrast, Finding, Verdict
+from reports.frames import BATCH_GROUP, SPEED_GROUP, batch_sweeps
+from reports.generation import GENERATION_GROUP, comparisons, speedup, subject
+from reports.published import training_memory
 from reports.speed_figures import compares_with_published_memory
 from reports.speed_tables import ratio_text
 from reports.tables import measured_on

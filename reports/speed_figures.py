@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from reports import style
+from reports.comparisons import curves
 from reports.drawing import (
     INK,
     Drawing,
@@ -24,7 +25,7 @@ from reports.drawing import (
     value_axis,
 )
 from reports.published import TRAIN_LEN, PublishedPoint
-from reports.scaling import add_failures, add_flags, curves, draw_lengths, one_group
+from reports.scaling import add_failures, add_flags, draw_lengths, one_group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
 from reports import fits, generation, style
+from reports.comparisons import Curves, crossover_text, crossovers, curves, references_for
 from reports.frames import BATCH_GROUP, batch_sweeps, length_groups
 from reports.generation import GENERATION_GROUP, LOOPS
 from reports.published import training_memory
 from reports.roofline import Ceilings, binding_text, limits_frame
-from reports.scaling import crossover_text, crossovers, curves, references_for
 from reports.speed_figures import compares_with_published_memory, peak_ratios
 from reports.tables import measured_on
 
 
-def crossovers_table(speed: pd.DataFrame) -> pd.DataFrame:
-    """Every pair of something that attends and something that does not, and from which length on who is faster."""
+def crossovers_table(speed: pd.DataFrame, every_pair: bool = True) -> pd.DataFrame:
+    """Every pair of something that attends and something that does not, and from which length on who is faster.
+
+    Without every_pair only the reference of each: the fastest attention kernel, or the attention model of its size.
+    """
     rows = []
     for group in length_groups(speed):
-        for reference, model, cross in crossovers(group, every_pair=True):
+        for reference, model, cross in crossovers(group, every_pair):
             if cross.length is None:
                 result = f"no crossover in range: {crossover_text(cross, reference, model)}"
             else:
@@ -41,11 +45,29 @@ def crossovers_table(speed: pd.DataFrame) -> pd.DataFrame:
 
 def speedups_table(speed: pd.DataFrame) -> pd.DataFrame:
     """Speedup over each kind of attention at each shared length, with the 95 % interval of the ratio of medians."""
+    return _ratios_table(speed, references_for)
+
+
+def torch_speedups_table(speed: pd.DataFrame) -> pd.DataFrame:
+    """Speedup of each operator over its own form in PyTorch at each shared length, with the same interval."""
+
+    def own_torch(model: str, by_model: Curves) -> References:
+        slow = f"{model}_torch"
+        return [(slow, by_model[slow])] if slow in by_model else []
+
+    return _ratios_table(speed[speed["level"] == "operator"], own_torch)
+
+
+References = list[tuple[str, dict[float, tuple[float, ...]]]]
+"""Names and curves that a model is compared with."""
+
+
+def _ratios_table(speed: pd.DataFrame, references: Callable[[str, Curves], References]) -> pd.DataFrame:
     rows, lengths = [], sorted(speed["seq_len"].dropna().unique())
     for group in length_groups(speed):
         by_model = curves(group)
         for model in sorted(by_model):
-            for reference, slow in references_for(model, by_model):
+            for reference, slow in references(model, by_model):
                 shared = sorted(set(slow) & set(by_model[model]))
                 ratios = {x: fits.ratio_interval(slow[x], by_model[model][x]) for x in shared}
                 cells = {style.length(x): ratio_text(ratios[x]) if x in ratios else style.NONE for x in lengths}

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from reports import fits, style
+from reports.comparisons import crossover_text, crossovers, curves, memory_points, reference_for, slope_points
 from reports.contrasts import Contrast
 from reports.frames import ALLOCATOR, RSS, length_groups
-from reports.scaling import crossover_text, crossovers, curves, memory_points, reference_for, slope_points
 
 
 def contrasts_table(contrasts: Sequence[Contrast]) -> pd.DataFrame:

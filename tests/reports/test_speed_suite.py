@@ -11,12 +11,15 @@ import record_builder as builder
 import speed_records as speed_suite
 from scipy.optimize import brentq
 
+from benchmarks.listing import rows_of
 from reports import frames, generation, published, speed_tables, style
+from reports.comparisons import BEST, crossovers
 from reports.drawing import Drawing
 from reports.figures import all_figures
 from reports.page import Section, sections_of, write_pages
 from reports.roofline import ceilings_of, limits_frame
-from reports.scaling import BEST, crossovers, time_figure
+from reports.scaling import time_figure
+from reports.speed_claims import judge_speed_claims
 
 
 @pytest.fixture(scope="module")
@@ -265,8 +268,43 @@ def test_a_quick_run_has_none_of_these_sections(section: Section) -> None:
 def test_the_page_holds_the_sections_that_have_records(records: list[builder.Record], tmp_path: Path) -> None:
     few = [r for r in records if r["trial"]["kind"] == "generation" or r["trial"]["protocol"].get("level") == "ceiling"]
     page = write_pages(few, {"env-a": speed_suite.ENVIRONMENT}, [], tmp_path, "c").read_text(encoding="utf-8")
-    for phrase in ("Claims about speed and memory", "Ceilings of this device", "Generation: speedup over attention"):
+    for phrase in (
+        "Claims about speed and memory",
+        "Conditions of the timings",
+        "Ceilings of this device",
+        "Generation: speedup over attention",
+    ):
         assert phrase in page
     for phrase in ("Crossovers of every pair", "Training memory against batch"):
         assert phrase not in page
     assert (tmp_path / "figures" / "generation-throughput-1-4b-2048.png").is_file()
+
+
+def test_few_samples_of_a_generation_and_launch_bound_points_of_a_roofline_are_marked(
+    drawings: dict[str, Drawing],
+) -> None:
+    few = builder.generation(
+        "mamba-1.4b", 4, prefill=[1.0] * 3, decode=[9.0] * 3, few_samples="3 of 5: outlasts", state_bytes=8
+    )
+    many = builder.generation("mamba-1.4b", 8, prefill=[1.0] * 5, decode=[9.0] * 5, state_bytes=16)
+    frame = frames.generation_frame(frames.trials_frame([few, many]))
+    for figure in (generation.throughput_figure(frame), generation.phases_figure(frame)):
+        assert set(figure.data.loc[figure.data["mark"] == "few_samples", "batch"]) == {4}
+        assert "few samples" in " ".join(text.get_text() for text in figure.figure.legends[0].get_texts())
+    data = drawings["roofline-operator-forward-width1024-state16"].data
+    measured = set(data.loc[data["mark"] == "measured", ["model", "flop_per_byte", "value"]].itertuples(index=False))
+    bound = set(data.loc[data["mark"] == "launch_bound", ["model", "flop_per_byte", "value"]].itertuples(index=False))
+    assert bound and bound < measured
+
+
+def test_the_loops_of_one_model_look_apart_without_colour(suite: Section) -> None:
+    looks = generation.subject_styles(frames.generation_frame(suite.trials))
+    mine = [look for name, look in looks.items() if name.startswith("transformer-1.4b")]
+    assert len({look.marker for look in mine}) == len(mine) > 1
+
+
+def test_every_claim_is_listed() -> None:
+    listed = {row[0] for row in rows_of("claims")[1:]}
+    nothing = frames.trials_frame([], {})
+    claims = judge_speed_claims(frames.speed_frame(nothing), frames.generation_frame(nothing))
+    assert {claim.id for claim in claims} < listed
