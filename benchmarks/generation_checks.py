@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.generation_loops import Loop
-from benchmarks.speed import TOLERANCES
+from benchmarks.speed import TOLERANCES, operator_tolerance
 from harness import Trial, WrongOutput
 from models import Model
 from models.ops.context import observing, relative_error
@@ -51,7 +51,7 @@ def verify(trial: Trial, model: Model, loop_class: type[Loop]) -> dict[str, floa
     with observing(verify=True) as checked:
         first = loop.trace()
     for operator, error in checked.errors.items():
-        _demand(error, TOLERANCES[trial.dtype], f"{operator} ({checked.backends[operator]})", "its reference", trial)
+        _demand(error, operator_tolerance(trial), f"{operator} ({checked.backends[operator]})", "its reference", trial)
     traces = first, loop.trace()  # the second from used states
     ids_BL = torch.cat([prompt_BL, loop.tokens_BN[:, :-1]], dim=1)
     forward_BNV = _last_logits(model, ids_BL, steps + 1)

@@ -20,6 +20,8 @@ TOLERANCES = {"float32": 1e-3, "float64": 1e-8, "bfloat16": 3e-2, "float16": 1e-
 """Largest relative error of a checked slice. Choices with room above
 what `quick` saw up to 2^20 tokens: under 1e-6 in float32 on a CPU, 6e-3 in bfloat16 on an H200; far
 below what a wrong kernel gives."""
+TF32_TOLERANCE = 5e-3
+"""Of float32 on CUDA: mamba-ssm's state space dual multiplies it in TF32, and is 1.5e-3 off on an H200."""
 
 MIN_CALLS = {"forward": 6.5, "train": 8.0}
 """What a trial costs at the least, in calls: on a GPU a first one, on which kernels are chosen; the memory pass (one
@@ -119,7 +121,7 @@ def verify(trial: Trial, workload: Workload) -> OpReport:
     """
     with observing(verify=True) as checked:
         workload.forward()
-    limit = TOLERANCES[trial.dtype]
+    limit = operator_tolerance(trial)
     for operator, error in checked.errors.items():
         if not error <= limit:  # a NaN is not below any limit
             raise WrongOutput(
@@ -127,6 +129,11 @@ def verify(trial: Trial, workload: Workload) -> OpReport:
                 f"seq_len={trial.seq_len}, where {trial.dtype} allows {limit:g}; no speed is given"
             )
     return checked
+
+
+def operator_tolerance(trial: Trial) -> float:
+    """The largest relative error that a trial's operators may have."""
+    return TF32_TOLERANCE if (trial.device, trial.dtype) == ("cuda", "float32") else TOLERANCES[trial.dtype]
 
 
 def describe_backend(checked: OpReport, precision: str, device: torch.device) -> dict[str, Any]:

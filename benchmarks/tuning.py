@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     from benchmarks.workloads import build_workload
-    from models.ops.autotuning import autotuned_kernels, choices_path, choices_remembered
+    from models.ops.autotuning import autotuned_kernels, choices_path, choices_remembered, tune_briefly
 
     die_with_parent()
     torch.set_float32_matmul_precision("high")
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     specification, *share = sys.argv[1:] if arguments is None else arguments
     if share:
         compile_share(list(autotuned_kernels().values()), *map(int, share))
+    else:
+        tune_briefly(autotuned_kernels())
     with choices_remembered(choices_path()):
         for described in json.loads(specification):
             build_workload(Trial.from_dict(described)).call()

@@ -16,8 +16,9 @@ from models.ops.context import observing
 FLOPS_LEN = 512
 FLOPS_LIMIT = 0.1
 KERNEL_LEN = 1000
-KERNEL_LIMIT = 1e-5
-"""Relative error of a checked slice in float32, against float64; the suite's own operators stay under 1e-6."""
+KERNEL_LIMITS = {"cpu": 1e-5, "cuda": 5e-3}
+"""Relative error of a checked slice in float32, against float64. On a CPU the suite's own operators stay under 1e-6; on
+CUDA mamba-ssm's state space dual multiplies in TF32, which keeps eleven bits."""
 
 
 @torch.no_grad()
@@ -26,6 +27,8 @@ def flops(subject: Subject) -> str:
 
     Counted: the products that PyTorch's counter sees, and what operators report by ``models.ops.context.observe``.
     """
+    if subject.device.type != "cpu":
+        raise NotApplicable("stated are the operations of the plain forms, which run on a CPU: use --device cpu")
     model = needs(subject.build(), "describe")
     stated = model.describe(FLOPS_LEN).forward_flops
     with observing() as report, FlopCounterMode(display=False) as counter:
@@ -58,11 +61,12 @@ def kernels_named(subject: Subject) -> str:
         raise NotApplicable("it uses none of the suite's operators (models.ops), so that none can be checked")
     for op, kernel in report.backends.items():
         demand(bool(kernel), f"operator {op} reports no kernel's name; pass it to models.ops.context.observe")
+    limit = KERNEL_LIMITS[subject.device.type]
     for op, error in report.errors.items():
         demand(
-            error <= KERNEL_LIMIT,
+            error <= limit,
             f"operator {op} ({report.backends.get(op, 'nested')}) differs from its float64 reference by {error:.2g} at "
-            f"{KERNEL_LEN} positions; limit {KERNEL_LIMIT:g}",
+            f"{KERNEL_LEN} positions; limit {limit:g}",
         )
     return "; ".join(
         f"{op}: {kernel} " + (f"({report.errors[op]:.1g})" if op in report.errors else "(no check of its own)")

@@ -489,6 +489,7 @@ def test_a_captured_step_replays_every_position(positions, window):
     full = attention(x)
     state = attention.init_state(2, 40, device=x.device, dtype=x.dtype)
     token, graph, stream = x[:, 0].clone(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         attention.step(token, state)
     torch.cuda.synchronize()
