@@ -38,6 +38,8 @@ def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict
 
     def build_and_call() -> None:
         built.append(build_workload(trial))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # weights are drawn in float32, whatever they are cast to
         call_ms.append(time_once_ms(built[0].call, device))
         if trial.direction == "train":
             built[0].call()  # the first call that meets the optimizer's state
