@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +41,8 @@ class Selection:
     tasks: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
+    guests: frozenset[str] = frozenset()
+    """Of the models, those that the suite does not know; :func:`expand` finds them. They join every fitting entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,9 @@ def expand(
         source_of: identity of the data of every task; it becomes part of the trial's.
     """
     _check_selection(suite, selection)
+    known = [name for entry in suite.trials for name in _names(entry)]
+    guests = frozenset(name for name in selection.models if not any(_matches(name, model) for model in known))
+    selection = replace(selection, guests=guests)
     trials: dict[Trial, SuiteTrial] = {}
     for entry in (entry for entry in suite.trials if device in entry.devices):
         for trial in _expand_entry(entry, selection, device, source_of):
@@ -175,18 +180,18 @@ def _names(entry: Entry) -> list[str]:
     return list(getattr(entry, "operators", ()) or entry.models)
 
 
-def _selected_models(entry: Entry, wanted: Sequence[str]) -> list[str]:
-    """The entry's models that are wanted, and wanted ones that no suite knows (a user's own)."""
-    if not wanted:
+def _selected_models(entry: Entry, selection: Selection) -> list[str]:
+    """The entry's models that are wanted, and wanted ones that the suite does not know (a user's own)."""
+    if not selection.models:
         return _names(entry)
     takes_others = not isinstance(entry, SpeedEntry) or (not entry.operators and entry.level != "ceiling")
     if isinstance(entry, GenerationEntry):
         takes_others = "transformers" not in entry.loops
     chosen: dict[str, None] = {}
-    for name in wanted:
+    for name in selection.models:
         matching = [model for model in _names(entry) if _matches(name, model)]
-        is_model = takes_others and (".py:" in name or name in model_names())
-        for model in matching or ([name] if is_model else []):
+        joins = takes_others and name in selection.guests and (".py:" in name or name in model_names())
+        for model in matching or ([name] if joins else []):
             chosen[model] = None
     return list(chosen)
 
@@ -214,7 +219,7 @@ def _speed_trials(entry: SpeedEntry, selection: Selection, device: str) -> Itera
     if entry.tokens:
         protocol["tokens"] = entry.tokens
     for direction in entry.directions:
-        for model in _selected_models(entry, selection.models):
+        for model in _selected_models(entry, selection):
             for seq_len in lengths:
                 batches = [entry.tokens // seq_len] if entry.tokens else entry.batches or [entry.batch]
                 for batch in filter(None, batches):  # a length above the tokens has no batch
@@ -234,7 +239,7 @@ def _speed_trials(entry: SpeedEntry, selection: Selection, device: str) -> Itera
 
 def _generation_trials(entry: GenerationEntry, selection: Selection, device: str) -> Iterator[Trial]:
     for loop in entry.loops:
-        for model in _selected_models(entry, selection.models):
+        for model in _selected_models(entry, selection):
             for prompt in selection.lengths or (entry.prompt,):
                 for batch in entry.batches:
                     yield Trial(
@@ -260,7 +265,7 @@ def _training_trials(
     for task in entry.tasks:
         if selection.tasks and task not in selection.tasks:
             continue
-        for model in _selected_models(entry, selection.models):
+        for model in _selected_models(entry, selection):
             for seed in selection.seeds or entry.seeds:
                 yield Trial(
                     kind="training",

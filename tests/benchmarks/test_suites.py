@@ -52,6 +52,17 @@ def test_a_users_own_model_runs_beside_or_instead(tmp_path):
     assert {t.model for t in trials_of(write(tmp_path), models=("mamba", spec))} == {"mamba-tiny", spec}
 
 
+def test_a_model_of_one_entry_does_not_join_the_others():
+    def chosen(name):
+        trials = [
+            item.trial for item in expand(load_suite("speed"), Selection(models=(name,)), device="cuda", source_of={})
+        ]
+        return {(t.kind, t.protocol.get("level")) for t in trials if t.model == name}
+
+    assert chosen("mamba-130m") == {("speed", "block"), ("speed", "model")}
+    assert chosen("mamba-370m") == {("speed", "block"), ("speed", "model"), ("generation", None)}  # a guest
+
+
 def _set(key, value, entry=None):
     def change(content):
         (content if entry is None else content["trials"][entry])[key] = value
