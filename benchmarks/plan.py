@@ -114,9 +114,9 @@ def _costs(trials: Sequence[Trial], ids: Sequence[str], *, num_cores: int) -> li
     workers = min(_MAX_WORKERS, num_cores, unknown // _TRIALS_A_WORKER)
     if workers < 4:
         return [_cost_or_refusal(*known) for known in zip(trials, ids, strict=True)]
-    # Spawned: a fork would take over locks of this process's threads.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (num_cores,)) as pool:
+    # By the server that the trials will be forked from, which has imported PyTorch.
+    server = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, server, torch.set_num_threads, (num_cores,)) as pool:
         return list(pool.map(_cost_or_refusal, trials, ids, chunksize=4))
 
 

@@ -17,7 +17,7 @@ from harness.environment import fingerprint
 from harness.memory import host_available_bytes
 from harness.records import RecordWriter, read_records, write_environment
 from harness.runner import CostModel, Executor, Progress, measure_matmul_rate, run_trials
-from harness.supervisor import Supervisor
+from harness.supervisor import Supervisor, settle_imports
 from harness.trials import format_length
 from harness.units import PlannedTrial
 from models.ops import scan_kernel
@@ -53,6 +53,7 @@ def planned_suite(suite: Suite, selection: Selection, options: RunOptions) -> li
         describe_source(task, options.settings.data_root, (options.settings.sources or {})[task])
     # Built now, so that no trial's clock or fork sees the compiler.
     scan_kernel.ensure_built()
+    settle_imports(_TARGET, _PRELOAD[options.device])  # planning may be the first to have processes forked
     return plan_trials(expand(suite, selection, device=options.device, source_of=sources), options.settings)
 
 

@@ -36,6 +36,11 @@ class Outcome:
     error: Mapping[str, str] | None = None
 
 
+def settle_imports(target: str, preload: Sequence[str]) -> None:
+    """Say what the server imports. It holds from the server's first fork on, whoever asks for that."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*preload, target.partition(":")[0]])
+
+
 class Supervisor:
     """Runs a measurement, named ``package.module:function``, in one process after another.
 
@@ -52,7 +57,7 @@ class Supervisor:
         # reads those of finished ones.
         self._bookkeeping = threading.Lock()
         self._running: set[int] = set()
-        self._context.set_forkserver_preload([*preload, target.partition(":")[0]])
+        settle_imports(target, preload)
 
     def run(self, payload: Mapping[str, Any], limits: Limits) -> Outcome:
         """Run once. Never raises for what the measurement does; KeyboardInterrupt passes through."""
