@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.gate_command import add_gate_options, run_gate_command
+
 if TYPE_CHECKING:
     from benchmarks.run import RunOptions
-    from benchmarks.suites import Selection
+    from benchmarks.suite_trials import Selection
 
 DEFAULT_SUITES = {"cpu": "quick", "cuda": "quick"}
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_expected(error: BaseException) -> bool:
     """Whether an error is about the user's input: one of the classes that say so."""
-    named = ("UsageError", "SuiteError", "TaskError", "RecordsError", "ReportError", "CheckpointError")
+    named = ("UsageError", "SuiteError", "TaskError", "RecordsError", "ReportError", "CheckpointError", "TreeError")
     return type(error).__name__ in named or type(error) is ValueError
 
 
@@ -66,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_run_options(command)
         command.set_defaults(command=function)
 
-    evaluation = commands.add_parser("eval", help="zero-shot tasks of lm-eval on a model that a run has trained")
+    evaluation = commands.add_parser("eval", help="zero-shot tasks of lm-eval on a trained or a published model")
     _add_eval_options(evaluation)
     evaluation.set_defaults(command=_eval)
 
@@ -84,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("reports/latest"), help="folder to write (default: %(default)s)"
     )
     report.add_argument(
-        "--markdown", action="store_true", help="print the speed suite's tables as Markdown instead; draws nothing"
+        "--markdown",
+        action="store_true",
+        help="print the tables of the speed suite and of zero-shot tasks as Markdown instead; draws nothing",
     )
     report.set_defaults(command=_report)
 
@@ -93,20 +97,10 @@ def build_parser() -> argparse.ArgumentParser:
     claims.set_defaults(command=_claims)
 
     gate = commands.add_parser(
-        "gate", help="compare two sets of records; exit 0 pass, 1 regressed, 2 nothing comparable"
+        "gate", help="compare two commits, or two sets of records; exit 0 pass, 1 regressed, 2 nothing comparable"
     )
-    gate.add_argument("--base", metavar="REF|FILE", help="a git ref with results/baselines, or a file or folder")
-    gate.add_argument(
-        "--candidate", required=True, metavar="REF|FILE", help="what is judged, such as results/runs/quick"
-    )
-    gate.add_argument("--exact-only", action="store_true", help="compare no times")
-    gate.add_argument("--timing-fails", action="store_true", help="let a suspected slowdown fail the gate")
-    gate.add_argument(
-        "--accept", nargs="?", const="", metavar="NAME", help="make the candidate the baseline results/baselines/NAME"
-    )
-    gate.add_argument("--markdown", type=Path, metavar="FILE", help="write the result as a Markdown page too")
-    gate.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML too")
-    gate.set_defaults(command=_gate)
+    add_gate_options(gate)
+    gate.set_defaults(command=run_gate_command)
 
     data = commands.add_parser("data", help="which data every task would use; --download fetches pinned ones")
     data.add_argument("--data", type=Path, metavar="DIR", help="data root (default: $SEQBENCH_DATA)")
@@ -147,21 +141,45 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 def _add_eval_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", required=True, metavar="PATH|NAME", help="a checkpoint folder, or a model: its newest on language"
+        "--model",
+        required=True,
+        metavar="PATH|NAME",
+        help="a checkpoint folder (this suite's, mamba-ssm's, Hugging Face's), a name on the Hugging Face hub, or a "
+        "model of this suite: its newest on language",
     )
-    command.add_argument("--tasks", required=True, help="lm-eval's names, separated by commas: lambada_openai,piqa …")
+    command.add_argument(
+        "--tokenizer",
+        metavar="PATH|NAME",
+        help="of a published checkpoint (default: its own; mamba-ssm's have none: EleutherAI/gpt-neox-20b)",
+    )
+    command.add_argument(
+        "--tasks", required=True, help="lm-eval's names, separated by commas: lambada_openai,piqa …; or mamba_paper"
+    )
     command.add_argument("--data", type=Path, metavar="DIR", help="data root (default: $SEQBENCH_DATA)")
     command.add_argument("--source", action="append", default=[], metavar="TASK=PATH", help="your own items for a task")
-    command.add_argument("--limit", type=_positive, metavar="N", help="only the first N items of every task")
-    command.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="default: %(default)s")
-    command.add_argument("--max-length", type=_positive, default=2048, metavar="N", help="bytes (default: %(default)s)")
+    command.add_argument("--limit", type=positive, metavar="N", help="only the first N items of every task")
+    command.add_argument(
+        "--batch-size", type=batch_size, metavar="auto|N", help="requests at once (default: what memory allows)"
+    )
+    command.add_argument(
+        "--max-length", type=positive, metavar="N", help="tokens or bytes (default: the checkpoint's, or 2048)"
+    )
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that a published checkpoint brings along"
+    )
+    command.add_argument("--no-cache", action="store_true", help="neither use nor keep single answers below --out")
     command.add_argument(
         "--out", type=Path, default=Path("results/runs/eval"), metavar="DIR", help="default: %(default)s"
     )
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
-def _positive(text: str) -> int:
+def batch_size(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
@@ -178,7 +196,7 @@ def _minutes(text: str) -> float:
 
 
 def _selection(arguments: argparse.Namespace) -> "Selection":
-    from benchmarks.suites import Selection
+    from benchmarks.suite_trials import Selection
     from harness import parse_lengths
 
     return Selection(
@@ -311,6 +329,10 @@ def _eval(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
+        dtype=arguments.dtype,
+        tokenizer=arguments.tokenizer,
+        trust_remote_code=arguments.trust_remote_code,
+        use_cache=not arguments.no_cache,
     )
     if not options.tasks:
         raise UsageError(f"--tasks {arguments.tasks!r} names no task; write --tasks lambada_openai,piqa")
@@ -343,15 +365,6 @@ def _claims(arguments: argparse.Namespace) -> int:
             section = label
         print(f"  {contrast.verdict:12}  {contrast.statement}\n{'':16}{contrast.evidence}")
     return 0
-
-
-def _gate(arguments: argparse.Namespace) -> int:
-    from benchmarks.gating import GateOptions, run_gate
-
-    if arguments.base is None and arguments.accept is None:
-        raise UsageError("gate needs --base REF|FILE to compare with; only --accept goes without")
-    options = {key: value for key, value in vars(arguments).items() if key in GateOptions.__dataclass_fields__}
-    return run_gate(GateOptions(**options))
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.speed import MIN_CALLS
-from benchmarks.suites import SuiteTrial
+from benchmarks.suite_trials import SuiteTrial
 from benchmarks.workloads import build_workload, num_like_layers
 from harness import Trial, TrialFailure
 from harness.code_version import code_version

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.plan import ROOT, RunSettings, plan_trials
-from benchmarks.suites import Selection, Suite, expand
+from benchmarks.suite_trials import Selection, expand
+from benchmarks.suites import Suite
 from benchmarks.training_state import state_path
 from benchmarks.tuning import tune_ahead
 from harness import CutShort

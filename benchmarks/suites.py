@@ -1,8 +1,7 @@
-"""A suite: a YAML file that expands to trials. Unknown keys and names are errors with near misses."""
+"""A suite: a YAML file of entries that stand for trials. Unknown keys and names are errors with near misses."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.ceilings import CEILINGS
 from benchmarks.operators import OPERATORS
-from benchmarks.suite_entries import ENTRIES, Entry, GenerationEntry, PerModel, SpeedEntry, TrainingEntry
-from harness import Trial
-from models import family, find_factory, model_names
+from benchmarks.suite_entries import ENTRIES, Entry, GenerationEntry, SpeedEntry, TrainingEntry
+from models import find_factory
 from tasks.registry import task_entry
 
 SUITES_FOLDER = Path(__file__).parent / "suites"
@@ -33,26 +31,6 @@ class Suite(BaseModel):
     trials: list[Annotated[Entry, Field(discriminator="kind")]] = Field(min_length=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """What the command line picks from a suite, or puts in place of its values."""
-
-    models: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    lengths: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = ()
-    guests: frozenset[str] = frozenset()
-    """Of the models, those that the suite does not know; :func:`expand` finds them. They join every fitting entry."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteTrial:
-    """A trial and what only its execution needs."""
-
-    trial: Trial
-    time_limit_s: float
-
-
 def suite_names() -> list[str]:
     """The suites that come with seqbench."""
     return sorted(path.stem for path in SUITES_FOLDER.glob("*.yaml"))
@@ -62,7 +40,9 @@ def load_suite(name_or_path: str) -> Suite:
     """A shipped suite by name, or any YAML file by path. Raises :class:`SuiteError`."""
     path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else SUITES_FOLDER / f"{name_or_path}.yaml"
     if not path.is_file():
-        raise SuiteError(f"unknown suite {name_or_path!r}{_near(name_or_path, suite_names())}; or give a .yaml file")
+        raise SuiteError(
+            f"unknown suite {name_or_path!r}{near_misses(name_or_path, suite_names())}; or give a .yaml file"
+        )
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -92,7 +72,7 @@ def _check_names(entry: Entry) -> None:
         what, known = ("ceiling", list(CEILINGS)) if entry.level == "ceiling" else ("operator", list(OPERATORS))
         for name in entry.operators or entry.models:
             if name not in known:
-                raise ValueError(f"unknown {what} {name!r}{_near(name, known)}")
+                raise ValueError(f"unknown {what} {name!r}{near_misses(name, known)}")
     else:
         for model in entry.models:
             find_factory(model)
@@ -121,206 +101,11 @@ def _explain(path: Path, problem: Mapping[str, Any], content: Mapping[str, Any])
         known: Iterable[str] = Suite.model_fields
         if len(location) > 2:
             known = ENTRIES[content["trials"][location[1]]["kind"]].model_fields
-        return f"{path}: unknown key {place!r}{_near(str(location[-1]), known)}"
+        return f"{path}: unknown key {place!r}{near_misses(str(location[-1]), known)}"
     return f"{path}: {place}: {problem['msg']} (got {problem.get('input')!r:.80})"
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def near_misses(name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3) or names
     return f"; did you mean {', '.join(near)}?"
-
-
-def expand(
-    suite: Suite, selection: Selection, *, device: str, source_of: Mapping[str, Mapping[str, Any]]
-) -> list[SuiteTrial]:
-    """The trials that a suite and a selection stand for, in the suite's order, none twice.
-
-    Args:
-        device: ``cpu`` or ``cuda``, already resolved.
-        source_of: identity of the data of every task; it becomes part of the trial's.
-    """
-    _check_selection(suite, selection)
-    known = [name for entry in suite.trials for name in _names(entry)]
-    guests = frozenset(name for name in selection.models if not any(_matches(name, model) for model in known))
-    selection = replace(selection, guests=guests)
-    trials: dict[Trial, SuiteTrial] = {}
-    for entry in (entry for entry in suite.trials if device in entry.devices):
-        for trial in _expand_entry(entry, selection, device, source_of):
-            trials.setdefault(
-                trial, SuiteTrial(trial=trial, time_limit_s=_per_model("time_limit_s", entry.time_limit_s, trial.model))
-            )
-    if not trials:
-        raise SuiteError(
-            f"nothing in suite {suite.name!r} matches the selection; `seqbench plan {suite.name}` shows what it holds"
-        )
-    return list(trials.values())
-
-
-def _check_selection(suite: Suite, selection: Selection) -> None:
-    tasks = sorted({task for entry in suite.trials for task in getattr(entry, "tasks", ())})
-    for task in selection.tasks:
-        if task not in tasks:
-            raise SuiteError(f"suite {suite.name!r} has no task {task!r}{_near(task, tasks)}")
-    for model in selection.models:
-        if not any(_matches(model, known) for entry in suite.trials for known in _names(entry)):
-            try:
-                find_factory(model)
-            except ValueError as error:
-                families = sorted({family(name) for name in model_names()})
-                raise SuiteError(f"{error} (families: {', '.join(families)})") from error
-
-
-def _matches(wanted: str, name: str) -> bool:
-    return wanted in (name, family(name))
-
-
-def _names(entry: Entry) -> list[str]:
-    """What the entry's trials call their model: models, ceilings, or operators."""
-    return list(getattr(entry, "operators", ()) or entry.models)
-
-
-def _selected_models(entry: Entry, selection: Selection) -> list[str]:
-    """The entry's models that are wanted, and wanted ones that the suite does not know (a user's own)."""
-    if not selection.models:
-        return _names(entry)
-    takes_others = not isinstance(entry, SpeedEntry) or (not entry.operators and entry.level != "ceiling")
-    if isinstance(entry, GenerationEntry):
-        takes_others = "transformers" not in entry.loops
-    chosen: dict[str, None] = {}
-    for name in selection.models:
-        matching = [model for model in _names(entry) if _matches(name, model)]
-        joins = takes_others and name in selection.guests and (".py:" in name or name in model_names())
-        for model in matching or ([name] if joins else []):
-            chosen[model] = None
-    return list(chosen)
-
-
-def _expand_entry(
-    entry: Entry, selection: Selection, device: str, source_of: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Trial]:
-    if isinstance(entry, TrainingEntry):
-        yield from _training_trials(entry, selection, device, source_of)
-    elif not selection.tasks:  # they ask no task anything
-        expand_one = _speed_trials if isinstance(entry, SpeedEntry) else _generation_trials
-        yield from expand_one(entry, selection, device)  # type: ignore[arg-type]
-
-
-def _dtype(entry: Entry, device: str) -> str:
-    return entry.dtype if entry.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-
-
-def _speed_trials(entry: SpeedEntry, selection: Selection, device: str) -> Iterator[Trial]:
-    # A ceiling's length is its own measure, which the trials' lengths do not stand in for.
-    lengths = entry.lengths if entry.level == "ceiling" else selection.lengths or entry.lengths
-    protocol: dict[str, Any] = {"level": entry.level, "sample_budget_s": entry.sample_budget_s}
-    if entry.operators:
-        protocol |= {"width": entry.width, "d_state": entry.d_state, "head_dim": entry.head_dim}
-    if entry.tokens:
-        protocol["tokens"] = entry.tokens
-    for direction in entry.directions:
-        for model in _selected_models(entry, selection):
-            for seq_len in lengths:
-                batches = [entry.tokens // seq_len] if entry.tokens else entry.batches or [entry.batch]
-                for batch in filter(None, batches):  # a length above the tokens has no batch
-                    yield Trial(
-                        kind="speed",
-                        model=model,
-                        task=None,
-                        seq_len=seq_len,
-                        batch=batch,
-                        dtype=_dtype(entry, device),
-                        direction=direction,
-                        device=device,
-                        seed=(selection.seeds or entry.seeds)[0],
-                        protocol=dict(protocol),
-                    )
-
-
-def _generation_trials(entry: GenerationEntry, selection: Selection, device: str) -> Iterator[Trial]:
-    for loop in entry.loops:
-        for model in _selected_models(entry, selection):
-            for prompt in selection.lengths or (entry.prompt,):
-                for batch in entry.batches:
-                    yield Trial(
-                        kind="generation",
-                        model=model,
-                        task=None,
-                        seq_len=prompt,
-                        batch=batch,
-                        dtype=_dtype(entry, device),
-                        direction="forward",
-                        device=device,
-                        seed=(selection.seeds or entry.seeds)[0],
-                        protocol={
-                            "new_tokens": entry.new_tokens, "loop": loop, "sample_budget_s": entry.sample_budget_s,
-                        },
-                    )  # fmt: skip
-
-
-def _training_trials(
-    entry: TrainingEntry, selection: Selection, device: str, source_of: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Trial]:
-    score_lengths = sorted({entry.seq_len, *(selection.lengths or entry.score_lengths)})
-    for task in entry.tasks:
-        if selection.tasks and task not in selection.tasks:
-            continue
-        for model in _selected_models(entry, selection):
-            for seed in selection.seeds or entry.seeds:
-                yield Trial(
-                    kind="training",
-                    model=model,
-                    task=task,
-                    seq_len=entry.seq_len,
-                    batch=entry.batch,
-                    dtype=entry.dtype if entry.dtype != "auto" else "float32",
-                    direction="train",
-                    device=device,
-                    seed=seed,
-                    protocol=_training_protocol(entry, task, model, score_lengths, source_of, device),
-                )
-
-
-_NAMED_IF_CHOSEN = ("tf32", "curve_every", "validation_examples", "threshold", "seeds_together")
-"""Choices that protocols did not have at first: naming their defaults would part every trial from its baseline."""
-
-
-def _default(name: str) -> Any:
-    return TrainingEntry.model_fields[name].default
-
-
-def _training_protocol(
-    entry: TrainingEntry,
-    task: str,
-    model: str,
-    score_lengths: Sequence[int],
-    source_of: Mapping[str, Mapping[str, Any]],
-    device: str,
-) -> dict[str, Any]:
-    """Every choice by name; those of :data:`_NAMED_IF_CHOSEN` are left out at their defaults."""
-    copied = (
-        "steps", "weight_decay", "warmup_steps", "schedule", "grad_clip", "score_tokens", "score_regions",
-        "min_examples", "max_examples", "score_budget_s", "task_options", "threads",
-    )  # fmt: skip
-    chosen = {name: getattr(entry, name) for name in _NAMED_IF_CHOSEN if getattr(entry, name) != _default(name)}
-    if device == "cpu":  # it has neither
-        chosen = {name: value for name, value in chosen.items() if name not in ("seeds_together", "tf32")}
-    return {
-        **{name: getattr(entry, name) for name in copied},
-        **chosen,
-        "train_len": entry.seq_len,
-        "optimizer": entry.optimizer,
-        "betas": list(entry.betas),
-        "lr": _per_model("lr", entry.lr, model),
-        "score_lengths": list(score_lengths),
-        "source": dict(source_of.get(task, {})),
-    }
-
-
-def _per_model(name: str, value: PerModel, model: str) -> float:
-    if not isinstance(value, dict):
-        return value
-    for key in (model, family(model), "default"):
-        if key in value:
-            return value[key]
-    raise SuiteError(f"{name} gives no value for {model!r}; add it, its family, or default")

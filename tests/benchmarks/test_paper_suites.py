@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.plan import RunSettings, plan_trials
-from benchmarks.suites import Selection, expand, load_suite
+from benchmarks.suite_trials import Selection, expand
+from benchmarks.suites import load_suite
 from models import family
 from reports.probe_reference import paper_tables
 

@@ -11,7 +11,8 @@ from benchmarks.operator_costs import Shape
 from benchmarks.operators import OPERATORS, Draw, dual, dual_error, full_scan, full_scan_error
 from benchmarks.plan import _predicted, predicted_cost
 from benchmarks.speed import overhead_s, run_speed
-from benchmarks.suites import Selection, expand, load_suite
+from benchmarks.suite_trials import Selection, expand
+from benchmarks.suites import load_suite
 from benchmarks.workloads import build_workload
 from harness import Trial, Unsupported, WrongOutput
 from models.ops.context import observing

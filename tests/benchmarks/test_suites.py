@@ -5,7 +5,8 @@ import hashlib
 import pytest
 import yaml
 
-from benchmarks.suites import Selection, SuiteError, expand, load_suite, suite_names
+from benchmarks.suite_trials import Selection, expand
+from benchmarks.suites import SuiteError, load_suite, suite_names
 from harness.trials import canonical_json
 from tests.benchmarks.conftest import SMALL_SUITE
 

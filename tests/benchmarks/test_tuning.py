@@ -3,7 +3,8 @@
 import io
 from dataclasses import replace
 
-from benchmarks.suites import Selection, expand, load_suite
+from benchmarks.suite_trials import Selection, expand
+from benchmarks.suites import load_suite
 from benchmarks.tuning import TOKENS, tune_ahead, tuning_trials
 from benchmarks.workloads import build_workload
 
