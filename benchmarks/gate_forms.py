@@ -5,20 +5,25 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from harness.gate import GateResult
-from harness.gate_rules import Comparison, Verdict
+from harness.gate_rules import PAIRED_LATENCY, Comparison, Verdict
 
-ORDER: tuple[Verdict, ...] = ("regressed", "suspect", "inconclusive", "changed", "improved", "new", "pass")
+ORDER: tuple[Verdict, ...] = (
+    "regressed", "not comparable", "suspect", "inconclusive", "changed", "improved", "new", "pass",
+)  # fmt: skip
 MAX_ROWS = 40
 """Rows that fail nothing beyond these are counted, not shown: a new suite would bury what matters."""
 MAX_ANNOTATIONS = 10
 """GitHub shows no more of one kind for one step."""
 _COLUMNS = ("verdict", "trial", "metric", "base", "candidate", "detail")
+_JUNIT_KINDS = {
+    "regressed": "failure", "not comparable": "error", "suspect": "skipped", "inconclusive": "skipped",
+}  # fmt: skip
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def verdict_sentence(result: GateResult, heading: str) -> str:
     """One line: what was compared, and what came out."""
-    outcome = ("pass", "REGRESSED", "NOTHING COMPARABLE")[result.exit_code]
+    outcome = ("pass", "REGRESSED", "NOT COMPARABLE" if result.num_matched else "NOTHING COMPARABLE")[result.exit_code]
     counts = ", ".join(f"{result.counts[v]} {v}" for v in ORDER if v in result.counts)
     return f"{heading}: {outcome} (trials on both sides: {result.num_matched}; comparisons: {counts or 'none'})"
 
@@ -31,9 +36,10 @@ def notes_of(result: GateResult) -> list[str]:
 
 
 def _shown(result: GateResult) -> tuple[list[Comparison], int]:
-    """Rows that are not ``pass``, worst first, and how many harmless ones are left out."""
-    rows = sorted((c for c in result.comparisons if c.verdict != "pass"), key=lambda c: ORDER.index(c.verdict))
-    num_failing = sum(c.verdict in ("regressed", "suspect") for c in rows)
+    """Rows that are not ``pass`` and all of the timing tier, worst first; and how many harmless ones are left out."""
+    rows = [c for c in result.comparisons if c.verdict != "pass" or c.metric == PAIRED_LATENCY]
+    rows.sort(key=lambda c: ORDER.index(c.verdict))
+    num_failing = sum(c.verdict in ("regressed", "not comparable", "suspect") for c in rows)
     shown = rows[: max(MAX_ROWS, num_failing)] if result.num_matched else []
     return shown, len(rows) - len(shown)
 
@@ -88,12 +94,14 @@ def _in_cell(text: str) -> str:
 
 
 def junit_xml(result: GateResult) -> str:
-    """One test case a comparison; ``suspect`` and ``inconclusive`` are skipped tests, with their reason."""
+    """One test case a comparison; ``suspect`` and ``inconclusive`` are skipped tests, with their reason, and what does
+    not compare is an error."""
     failures = [c for c in result.comparisons if c.verdict == "regressed"]
     skipped = [c for c in result.comparisons if c.verdict in ("suspect", "inconclusive")]
+    errors = sum(c.verdict == "not comparable" for c in result.comparisons) + (not result.num_matched)
     suite = ET.Element(
         "testsuite", name="seqbench gate", tests=str(len(result.comparisons)), failures=str(len(failures)),
-        errors=str(int(not result.num_matched)), skipped=str(len(skipped)),
+        errors=str(errors), skipped=str(len(skipped)),
     )  # fmt: skip
     if not result.num_matched:
         case = ET.SubElement(suite, "testcase", classname="seqbench gate", name="comparable")
@@ -102,9 +110,8 @@ def junit_xml(result: GateResult) -> str:
     for row in result.comparisons:
         name = f"{row.metric} [{row.key[:8]}]"  # labels leave parts of the specification out
         case = ET.SubElement(suite, "testcase", classname=_printable(row.trial), name=_printable(name))
-        kind = {"regressed": "failure", "suspect": "skipped", "inconclusive": "skipped"}.get(row.verdict)
-        if kind is not None:
-            ET.SubElement(case, kind, message=_sentence(row))
+        if row.verdict in _JUNIT_KINDS:
+            ET.SubElement(case, _JUNIT_KINDS[row.verdict], message=_sentence(row))
     ET.SubElement(suite, "system-out").text = _printable("\n".join(notes_of(result)))
     root = ET.Element("testsuites")
     root.append(suite)
@@ -124,11 +131,11 @@ def _sentence(row: Comparison) -> str:
 
 
 def annotations(result: GateResult) -> list[str]:
-    """GitHub workflow commands: an error for each regression, a warning for each suspicion."""
+    """GitHub workflow commands: an error for what fails, a warning for each suspicion."""
     if not result.num_matched:
         return [_annotation("error", notes_of(result)[0])]
     lines = []
-    for level, verdict in (("error", "regressed"), ("warning", "suspect")):
+    for level, verdict in (("error", "regressed"), ("error", "not comparable"), ("warning", "suspect")):
         rows = [c for c in result.comparisons if c.verdict == verdict]
         shown = rows if len(rows) <= MAX_ANNOTATIONS else rows[: MAX_ANNOTATIONS - 1]
         lines += [_annotation(level, _sentence(row)) for row in shown]

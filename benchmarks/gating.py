@@ -1,4 +1,4 @@
-"""The ``gate`` command: find two sets of records, have them compared, say so in every form that was asked for.
+"""The gate between two sets of records: find them, have them compared, say so in every form that was asked for.
 
 A side is a file, a folder, or a git ref; the records of a ref are those committed at
 ``results/baselines/NAME/records.jsonl``. A path that holds records is taken as a path.
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from benchmarks.gate_forms import annotations, junit_xml, markdown_page, terminal_table
-from harness.gate import by_specification, compare, order_of
+from harness.gate import GateResult, by_specification, compare, order_of
 from harness.gate_rules import COUNTS, METRICS, PEAKS, SCORES, Tolerance
 from harness.records import RECORDS_FILE, RecordsError, read_environment, read_records, write_environment
 from harness.trials import STATUSES, canonical_json
@@ -72,7 +72,11 @@ def _judge(base: RecordSet, candidate: RecordSet, options: GateOptions) -> int:
         base.records, candidate.records, {**base.environments, **candidate.environments}, load_tolerances(),
         exact_only=options.exact_only, timing_fails=options.timing_fails,
     )  # fmt: skip
-    heading = f"{options.candidate} against {options.base}"
+    return show(result, f"{options.candidate} against {options.base}", options)
+
+
+def show(result: GateResult, heading: str, options: GateOptions) -> int:
+    """Print and write a result in every form that was asked for; returns its exit code."""
     print(terminal_table(result, heading))
     for path, text in (
         (options.markdown, lambda: markdown_page(result, heading)),
@@ -105,10 +109,16 @@ def load_tolerances(path: Path = _TOLERANCES) -> dict[str, Tolerance]:
     return tolerances
 
 
+def is_records(text: str | None) -> bool:
+    """Whether a word of the command line names a file, or a folder with records."""
+    path = Path(text or "")
+    return bool(text) and (path.is_file() or any(path.rglob(RECORDS_FILE)))  # no text is no path, though Path("") is
+
+
 def load_side(text: str) -> list[RecordSet]:
     """The sets of records that a word of the command line names: one of a path, one a baseline of a ref."""
-    path = Path(text)
-    if text and (path.is_file() or any(path.rglob(RECORDS_FILE))):  # no text is no path, though Path("") is one
+    if is_records(text):
+        path = Path(text)
         folder = path if path.is_dir() else path.parent
         return [_load_path(path, folder.resolve().name)]
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}")

@@ -1,8 +1,8 @@
 """Verdicts on two sets of records, trial by trial: records in, comparisons out. No I/O.
 
 Three tiers, from what holds on any machine to what holds on one: exact (ends of trials, counts, peaks of memory),
-accuracy (disjoint intervals), and timing, on one machine only and no more than a suspicion, since two runs cannot
-tell drift from change.
+accuracy (differences over paired seeds, or disjoint intervals of single ones), and timing, on one machine only and no
+more than a suspicion, since two runs cannot tell drift from change. :mod:`harness.gate_decision` can.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.gate_accuracy import compare_over_seeds, paired_groups
 from harness.gate_rules import (
     LATENCY,
     Comparison,
@@ -22,10 +23,11 @@ from harness.gate_rules import (
     compare_numbers,
     compare_scores,
     compare_status,
+    in_words,
     no_timing,
     unlike_machines,
 )
-from harness.gate_timing import judge_timing, samples_of, timing_notes
+from harness.gate_timing import MIN_SAMPLES, judge_timing, samples_of, timing_notes
 from harness.trials import canonical_json, format_length
 
 
@@ -39,10 +41,11 @@ class GateResult:
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 regressed, 2 nothing comparable."""
+        """0 pass, 1 regressed, 2 nothing comparable, or not what was asked for."""
+        verdicts = {c.verdict for c in self.comparisons}
         if not self.num_matched:
             return 2
-        return int(any(c.verdict == "regressed" for c in self.comparisons))
+        return 1 if "regressed" in verdicts else 2 if "not comparable" in verdicts else 0
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -69,8 +72,9 @@ def compare(
     befores, afters = by_specification(base), by_specification(candidate)
     everything = befores | afters
     labels = _labels(everything)
-    found: list[Comparison] = []
+    found, grouped = _compare_groups(befores, afters, tolerances)
     left_out: Counter[str] = Counter()
+    unlike_timing: Counter[str] = Counter()
     for key in sorted(everything, key=lambda key: order_of(everything[key])):
         before, after = befores.get(key), afters.get(key)
         names = {"key": key, "trial": labels[key]}
@@ -80,14 +84,44 @@ def compare(
         unlike = unlike_machines(before, after, environments)
         found += compare_kernels(before, after, names)
         found += compare_numbers(before, after, names, tolerances, unlike, left_out)
-        found += compare_scores(before, after, names, tolerances)
-        if not exact_only:
+        scores = compare_scores(before, after, names, tolerances)
+        found += [row for row in scores if row.candidate is None or (key, row.metric) not in grouped]
+        if exact_only:
+            continue
+        if unlike and min(len(samples_of(before)), len(samples_of(after))) >= MIN_SAMPLES:
+            unlike_timing[in_words(unlike)] += 1
+        else:
             found += _compare_times(before, after, names, tolerances[LATENCY], unlike, left_out, timing_fails)
+    found += [_not_comparable(why, count) for why, count in unlike_timing.items()]
     notes = [f"{reason} ({count} trial{'s' * (count > 1)})" for reason, count in left_out.items()]
     notes += timing_notes(sum(c.metric == LATENCY for c in found), timing_fails)
     moved = {c.metric.partition(" at ")[0] for c in found if c.verdict in ("regressed", "suspect")}
     notes += [f"tolerance of {m}, {t.limit:g}: {t.reason}" for m, t in tolerances.items() if m in moved]
     return GateResult(comparisons=tuple(found), notes=tuple(notes), num_matched=len(befores.keys() & afters.keys()))
+
+
+def _compare_groups(
+    befores: Mapping[str, Record], afters: Mapping[str, Record], tolerances: Mapping[str, Tolerance]
+) -> tuple[list[Comparison], set[tuple[str, str]]]:
+    """Verdicts over paired seeds, and the scores (key of a trial, metric) that need none of their own for that."""
+    found: list[Comparison] = []
+    grouped: set[tuple[str, str]] = set()
+    shared = sorted(befores.keys() & afters.keys(), key=lambda key: order_of(befores[key]))
+    for group in paired_groups((befores[key], afters[key]) for key in shared).values():
+        seeds = ",".join(str(before["trial"].get("seed")) for before, _ in group)
+        keys = [specification_key(before["trial"]) for before, _ in group]
+        label = f"{trial_label({**group[0][0]['trial'], 'seed': 0})} seeds={seeds}"
+        rows = compare_over_seeds(group, {"key": keys[0], "trial": label}, tolerances)
+        found += rows
+        grouped |= {(key, row.metric) for key in keys for row in rows}
+    return found, grouped
+
+
+def _not_comparable(why: str, count: int) -> Comparison:
+    return Comparison(
+        key="timing", trial=f"{count} timed trial{'s' * (count > 1)}", metric=LATENCY, verdict="not comparable",
+        detail=f"{why}; measure both sides on one machine, or compare no times with --exact-only",
+    )  # fmt: skip
 
 
 def _compare_times(

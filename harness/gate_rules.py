@@ -2,8 +2,9 @@
 
 Peaks of memory depend on threads and kernels (scratch buffers are one a thread), so between unlike machines they
 are compared only where these agree. A kernel that was lost on the same machine is a regression like any other.
-Scores' intervals cover the choice of test examples, not the luck of training: one seed that trains differently
-after a harmless change of arithmetic can still be called regressed. Use several seeds.
+One training's interval covers the choice of test examples, not the luck of training: one seed that trains differently
+after a harmless change of arithmetic can still be called regressed. From three seeds on, :mod:`harness.gate_accuracy`
+judges their differences instead.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from harness.gate_timing import MIN_SAMPLES, samples_of
 from harness.trials import format_length
 
-Verdict = Literal["regressed", "suspect", "inconclusive", "changed", "improved", "new", "pass"]
+Verdict = Literal["regressed", "not comparable", "suspect", "inconclusive", "changed", "improved", "new", "pass"]
 Record = Mapping[str, Any]
 Environments = Mapping[str, Mapping[str, Any]]
 
@@ -24,7 +25,9 @@ PEAKS = ("predicted_peak_bytes", "peak_alloc_bytes")
 SCORES = {"accuracy": 1, "bits_per_token": -1}
 """Metrics that have an interval, with the sign of the good direction."""
 LATENCY = "latency_ms"
-METRICS = (*COUNTS, *PEAKS, *SCORES, LATENCY)
+PAIRED_LATENCY = "paired_latency_ms"
+"""The timing tier's own tolerance of a latency: both sides' blocks ran next to each other."""
+METRICS = (*COUNTS, *PEAKS, *SCORES, LATENCY, PAIRED_LATENCY)
 _SETTINGS = frozenset(
     {"precision", "compiled", "cuda_graph", "tf32", "threads", "host_allocator", "clock", "side_by_side"}
 )

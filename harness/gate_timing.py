@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from harness.gate_statistics import QUARTILE
 from harness.statistics import Estimate
 
 MIN_SAMPLES = 5
 """Fewer have no lower quartile apart from their minimum."""
 ONE_SIDED_LEVEL = 0.025
-QUARTILE = 0.25
 _NUM_RESAMPLES = 2000
 """The 2.5 % tail then rests on 50 resamples."""
 TimingVerdict = Literal["regressed", "improved", "pass", "inconclusive"]

@@ -294,6 +294,7 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         "intervals": {name: metrics.get(name) for name in INTERVALS},
         "scores": metrics.get("scores") or [],
         **{key: _points(metrics.get(key)) for key in CURVES},
+        "zero_shot": dict(metrics) if trial.get("kind") == "eval" else {},
         "backend": dict(backend),
         "source": _source_name(source),
         "source_kind": source.get("kind"),

@@ -13,9 +13,11 @@ import pandas as pd
 from reports import conditions, frames, style, tables
 from reports.contrasts import Contrast, Verdict, judge_contrasts
 from reports.document import Block, Bullets, Heading, Paragraph, Table, to_html, to_markdown
+from reports.gate_self import gate_self_blocks
 from reports.probe_tables import probe_blocks
 from reports.speed_claims import judge_speed_claims
 from reports.speed_summary import speed_blocks, summary_blocks
+from reports.zeroshot import zeroshot_blocks
 
 TITLE = "What sequence models get right, and what length costs"
 WHAT_TO_RUN = "run `seqbench run quick` first, or name a records.jsonl or a folder that holds one"
@@ -70,6 +72,7 @@ def write_pages(
             f"s{index + 1}-" if len(sections) > 1 else "",
             with_contrasts=len(sections) > 1,
         )
+    blocks += gate_self_blocks(records)
     blocks += _footer(records, environments, command)
     (out_dir / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
     page = out_dir / "index.html"
@@ -193,6 +196,7 @@ def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts:
         if len(frame):
             blocks += [Heading(text=title, level=3), Table(frame=frame)]
     blocks += probe_blocks(section.training)
+    blocks += zeroshot_blocks(section.trials)
     if section.claims:
         blocks += speed_blocks(section.speed, section.trials)
     pictures = save_figures(
@@ -297,17 +301,23 @@ def judge(paths: Sequence[Path]) -> list[tuple[str, Contrast]]:
 
 
 def speed_markdown(paths: Sequence[Path]) -> str:
-    """The speed suite's compact tables of every section that measured it, as Markdown.
+    """The speed suite's compact tables and the zero-shot tables of every section that has them, as Markdown.
 
-    Raises ValueError where no section did.
+    Raises ValueError where no section has either.
     """
     records, environments, _ = read(paths)
     blocks: list[Block] = []
     for section in sections_of(records, environments):
-        if found := summary_blocks(section.speed, section.trials) if frames.has_speed_suite(section.trials) else []:
+        found = zeroshot_blocks(section.trials)
+        if frames.has_speed_suite(section.trials):
             timed = conditions.conditions_table(section.trials, section.environment)
-            blocks += [Heading(text=section.label), Table(frame=timed), *found]
+            found = [Table(frame=timed), *summary_blocks(section.speed, section.trials), *found]
+        if found:
+            blocks += [Heading(text=section.label), *found]
     if not blocks:
         where = ", ".join(map(str, paths))
-        raise ValueError(f"no record of the speed suite in {where}: run `seqbench run speed` first")
+        raise ValueError(
+            f"no record of the speed suite and none of zero-shot tasks in {where}: run `seqbench run speed` or "
+            "`seqbench eval` first"
+        )
     return to_markdown(blocks)

@@ -91,6 +91,10 @@ def test_a_side_that_is_neither_path_nor_ref_is_wrong_usage(tmp_path, capsys, si
 def test_a_base_is_needed_unless_one_is_made(tmp_path, capsys):
     assert main(["gate", "--candidate", str(write(tmp_path / "c", record()))]) == 2
     assert "--base" in capsys.readouterr().err
+    assert main(["gate", "--base", "nowhere"]) == 2
+    assert "'nowhere' is neither" in capsys.readouterr().err
+    assert main(["gate", "--base", str(tmp_path / "c")]) == 2
+    assert "--base names records, and so must --candidate" in capsys.readouterr().err
 
 
 def test_times_warn_unless_they_may_fail(tmp_path, capsys):
@@ -110,7 +114,7 @@ def test_a_ref_names_its_committed_baselines(tmp_path, git, capsys):
     assert gate("main", same) == 0
     assert "machines differ" not in capsys.readouterr().out  # the environment was read from the ref too
     assert gate("HEAD", worse) == 1
-    assert gate("main", "HEAD") == 0
+    assert gate("main", "HEAD", "--exact-only") == 0  # committed baselines, where no tree has exact figures
     assert gate("HEAD~1", same) == 2
 
 
@@ -226,7 +230,8 @@ def test_annotations_on_github_only(tmp_path, monkeypatch, capsys):
 def test_records_that_are_none_are_left_out_with_a_note(tmp_path, capsys):
     base = write(tmp_path / "base", record(0), record(1, params=None), record(2) | {"metrics": None})
     (base / "env/e1.json").write_text("{torn")
-    assert gate(base, base) == 0
+    assert gate(base, base) == 2  # times of an unknown machine were asked for
+    assert gate(base, base, "--exact-only") == 0
     err = capsys.readouterr().err
     assert "1 records lack" in err
     assert "its machine is unknown" in err

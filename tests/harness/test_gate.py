@@ -213,17 +213,21 @@ def test_an_inconclusive_time_says_what_it_could_have_seen():
         None,
     ],
 )
-def test_times_of_unlike_machines_are_not_compared_and_that_is_said_once(change):
+def test_times_of_unlike_machines_do_not_compare_and_that_is_said_once(change):
     trials = [{"seed": seed} for seed in range(3)]
     before = [make_record(trial=t, latency_ms=QUIET) for t in trials]
     after = [make_record(trial=t, env_id="there", latency_ms=scaled(2)) for t in trials]
     environments = {"here": ENVIRONMENT} | ({"there": ENVIRONMENT | change} if change else {})
     result = compare(before, after, environments, TOLERANCES)
-    assert result.exit_code == 0
-    assert not [c for c in result.comparisons if c.metric == "latency_ms"]
-    (note,) = [note for note in result.notes if note.startswith("timing")]
-    assert "machines differ" in note
-    assert "3 trials" in note
+    assert result.exit_code == 2
+    (row,) = [c for c in result.comparisons if c.metric == "latency_ms"]
+    assert row.verdict == "not comparable"
+    assert "machines differ" in row.detail
+    assert "--exact-only" in row.detail
+    assert row.trial == "3 timed trials"
+    assert compare(before, after, environments, TOLERANCES, exact_only=True).exit_code == 0
+    worse = [*after[:2], make_record("error", trial=trials[2], env_id="there")]
+    assert compare(before, worse, environments, TOLERANCES).exit_code == 1  # what is found counts all the same
 
 
 def test_another_commit_is_the_same_machine():
