@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from benchmarks.evaluation.embedded_choices import CHOICES
+
 NOTE = "8 items written for this project; too few to compare models"
 
 EMBEDDED: dict[str, list[dict[str, Any]]] = {
@@ -89,4 +91,5 @@ EMBEDDED: dict[str, list[dict[str, Any]]] = {
             "label": 1,
         },
     ],
+    **CHOICES,
 }

@@ -3,52 +3,12 @@
 lm-eval's task files then make prompts of them, so that prompts and metrics are the harness's own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from tasks import TaskError
-
-Document = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One JSON object of a file, with checked access to its fields."""
-
-    place: str
-    """``file, line 3``: what an error message calls it."""
-    fields: Mapping[str, Any]
-
-    def wrong(self, what: str) -> TaskError:
-        return TaskError(f"{self.place}: {what}")
-
-    def text(self, key: str, *, may_be_empty: bool = False) -> str:
-        return self._checked_text(key, self.fields.get(key), may_be_empty)
-
-    def texts(self, key: str) -> list[str]:
-        values = self.fields.get(key)
-        if not isinstance(values, list) or len(values) < 2:
-            raise self.wrong(f"{key!r} is {values!r:.60}, not a list of two or more strings")
-        return [self._checked_text(key, value, False) for value in values]
-
-    def index(self, key: str, count: int) -> int:
-        """A number below ``count``, written as such or as a string (the hub's HellaSwag does)."""
-        value = self.fields.get(key)
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
-            raise self.wrong(f"{key!r} is {value!r:.60}, not the number of one of {count} answers (0..{count - 1})")
-        return value
-
-    def _checked_text(self, key: str, value: Any, may_be_empty: bool) -> str:
-        if not isinstance(value, str) or not (value.strip() or may_be_empty):
-            raise self.wrong(f"{key!r} is {value!r:.60}, not a text")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise self.wrong(f"{key!r} holds half of a surrogate pair at {error.start}; it is not Unicode") from error
-        return value
+from benchmarks.evaluation import questions
+from benchmarks.evaluation.lines import Document, Line
+from benchmarks.evaluation.questions import ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,33 +63,8 @@ def _piqa(line: Line) -> Document:
 
 
 def _piqa_query(line: Line) -> Document:
-    choices = line.texts("choices")
-    if len(choices) != 2:
-        raise line.wrong(f"'choices' has {len(choices)} entries where piqa has 2")
-    return {"goal": _question(line), "sol1": choices[0], "sol2": choices[1], "label": line.index("gold", 2)}
-
-
-def _question(line: Line) -> str:
-    """The bare question: ``Question:`` and ``Answer:`` are the harness's to add."""
-    return line.text("query").strip().removeprefix("Question:").removesuffix("Answer:").strip()
-
-
-def _labelled_choices(line: Line) -> dict[str, Any]:
-    """The hub's ``{choices: {text, label}, answerKey}``."""
-    inner = line.fields["choices"]
-    if not isinstance(inner, Mapping):
-        raise line.wrong(f"'choices' is {inner!r:.60}, not {{text: […], label: […]}}")
-    choices = Line(place=line.place, fields=inner)
-    texts, labels, answer = choices.texts("text"), choices.texts("label"), line.text("answerKey").strip()
-    if len(texts) != len(labels) or answer not in labels:
-        raise line.wrong(f"'answerKey' {answer!r} and labels {labels} do not fit {len(texts)} choices")
-    return {"choices": {"text": texts, "label": labels}, "answerKey": answer}
-
-
-def _numbered_choices(line: Line) -> dict[str, Any]:
-    texts = line.texts("choices")
-    labels = [chr(ord("A") + i) for i in range(len(texts))]
-    return {"choices": {"text": texts, "label": labels}, "answerKey": labels[line.index("gold", len(texts))]}
+    asked = ask(line, "piqa", (2,))
+    return {"goal": asked.question, "sol1": asked.choices[0], "sol2": asked.choices[1], "label": asked.gold}
 
 
 def _winogrande(line: Line) -> Document:
@@ -157,6 +92,15 @@ def _winogrande_options(line: Line) -> Document:
     }
 
 
+def _winogrande_query(line: Line) -> Document:
+    """A sentence with its gap, and the two words or phrases for it."""
+    asked = ask(line, "winogrande", (2,))
+    if "_" not in asked.question:
+        raise line.wrong("'query' has no '_' for the choices to stand in")
+    option1, option2 = asked.choices
+    return {"sentence": asked.question, "option1": option1, "option2": option2, "answer": str(1 + asked.gold)}
+
+
 def _shared_words(first: str, second: str) -> str:
     """
     >>> _shared_words("The cat, not the rat", "The cat, not the robin")
@@ -170,11 +114,9 @@ def _shared_words(first: str, second: str) -> str:
 
 _QUERY_KEYS = ("query", "choices", "gold")
 _ARC = (
-    Form(keys=_QUERY_KEYS, document=lambda line: {"question": _question(line), **_numbered_choices(line)}),
-    Form(
-        keys=("question", "choices", "answerKey"),
-        document=lambda line: {"question": line.text("question"), **_labelled_choices(line)},
-    ),
+    Form(keys=_QUERY_KEYS, document=lambda line: questions.numbered(line, "question")),
+    Form(keys=("question", "choices", "answerKey"), document=lambda line: questions.labelled(line, "question")),
+    Form(keys=("question", "answerKey"), document=lambda line: questions.nested(line, "question")),
 )
 FORMS: dict[str, tuple[Form, ...]] = {
     "lambada_openai": (
@@ -194,15 +136,32 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "winogrande": (
         Form(keys=("sentence", "option1", "option2", "answer"), document=_winogrande),
         Form(keys=("context_options", "continuation", "gold"), document=_winogrande_options),
+        Form(keys=_QUERY_KEYS, document=_winogrande_query),
     ),
     "openbookqa": (
-        Form(keys=_QUERY_KEYS, document=lambda line: {"question_stem": _question(line), **_numbered_choices(line)}),
+        Form(keys=_QUERY_KEYS, document=lambda line: questions.numbered(line, "question_stem")),
         Form(
             keys=("question_stem", "choices", "answerKey"),
-            document=lambda line: {"question_stem": line.text("question_stem"), **_labelled_choices(line)},
+            document=lambda line: questions.labelled(line, "question_stem"),
         ),
+        Form(keys=("question", "answerKey"), document=lambda line: questions.nested(line, "question_stem")),
+    ),
+    "boolq": (
+        Form(keys=_QUERY_KEYS, document=questions.boolq_query),
+        Form(keys=("passage", "question", "label"), document=lambda line: questions.boolq(line, "label")),
+        Form(keys=("passage", "question", "answer"), document=lambda line: questions.boolq(line, "answer")),
+    ),
+    "copa": (
+        Form(keys=_QUERY_KEYS, document=questions.copa_query),
+        Form(keys=("premise", "question", "choice1", "choice2", "label"), document=questions.copa),
+    ),
+    "siqa": (
+        Form(keys=_QUERY_KEYS, document=questions.siqa_query),
+        Form(keys=("context", "question", "answerA", "answerB", "answerC", "label"), document=questions.siqa),
     ),
 }
+LABELS_BESIDE = ("piqa", "siqa")
+"""Tasks that are published as items and a file of labels."""
 
 
 def to_document(task: str, line: Line) -> Document:
@@ -211,5 +170,5 @@ def to_document(task: str, line: Line) -> Document:
         if all(key in line.fields for key in form.keys):
             return form.document(line)
     known = " or ".join("{" + ", ".join(form.keys) + "}" for form in FORMS[task])
-    pair = "; with labels in a file X-labels.lst beside X.jsonl, name their folder" if task == "piqa" else ""
+    pair = "; with labels in a file X-labels.lst beside X.jsonl, name their folder" if task in LABELS_BESIDE else ""
     raise line.wrong(f"has the keys {{{', '.join(map(str, line.fields))}}}, where {task} needs {known}{pair}")

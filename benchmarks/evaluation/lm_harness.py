@@ -4,11 +4,13 @@ lm-eval 0.4.13 imports ``datasets`` but neither torch nor transformers on the pa
 a broken torchaudio (which transformers would import) does no harm.
 """
 
+import io
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a hub name would cost 23 s of retries
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap would start a pool of processes
 
 import datasets  # type: ignore[import-untyped]
@@ -38,4 +40,12 @@ __all__ = [
     "get_rolling_token_windows",
     "load_yaml",
     "make_disjoint_window",
+    "quiet",
 ]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and notes that lm-eval and transformers print: a run has a line of progress of its own."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield

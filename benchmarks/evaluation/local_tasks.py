@@ -1,62 +1,30 @@
 """lm-eval's tasks on local items: prompts, choices and metrics from its own task files, documents from here."""
 
-import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.evaluation.catalogue import ITEMS, LABELS, ZERO_SHOT, canonical_name, task_names
 from benchmarks.evaluation.embedded import EMBEDDED, NOTE
-from benchmarks.evaluation.formats import Document, Line, to_document
+from benchmarks.evaluation.formats import to_document
+from benchmarks.evaluation.hub import HubError, hub_items
+from benchmarks.evaluation.lines import Document, Line
 from harness.trials import canonical_json
 from tasks import Provenance, TaskError
 from tasks.archive import Member, read_members
-from tasks.sources import Layout, SourceSpec, resolve_source
+from tasks.download import downloads_allowed
+from tasks.sources import ResolvedSource, SourceSpec, resolve_source
 
 if TYPE_CHECKING:
     from benchmarks.evaluation.lm_harness import ConfigurableTask
 
-_LABELS = "-labels.lst"
-_SUFFIXES = (".jsonl", _LABELS)
-
-
-def _anywhere(*patterns: str) -> tuple[Layout, ...]:
-    return tuple(Layout(name=pattern, globs=(f"language/**/{pattern}",)) for pattern in patterns)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotTask:
-    """Where lm-eval describes a task, and where its items may lie under the data root."""
-
-    yaml: str
-    layouts: tuple[Layout, ...]
-
-
-ZERO_SHOT: dict[str, ZeroShotTask] = {
-    "lambada_openai": ZeroShotTask(
-        yaml="lambada/lambada_openai.yaml", layouts=_anywhere("*lambada_openai*.jsonl", "*lambada*.jsonl")
-    ),
-    "hellaswag": ZeroShotTask(yaml="hellaswag/hellaswag.yaml", layouts=_anywhere("*hellaswag*.jsonl")),
-    "piqa": ZeroShotTask(
-        yaml="piqa/piqa.yaml",
-        layouts=(
-            Layout(
-                name="piqa",
-                globs=("language/**/piqa/valid*.jsonl", f"language/**/piqa/valid*{_LABELS}"),
-                needs_all=True,
-            ),
-            *_anywhere("*piqa*.jsonl"),
-        ),
-    ),
-    "arc_easy": ZeroShotTask(yaml="arc/arc_easy.yaml", layouts=_anywhere("*arc_easy*.jsonl")),
-    "arc_challenge": ZeroShotTask(yaml="arc/arc_challenge.yaml", layouts=_anywhere("*arc_challenge*.jsonl")),
-    "winogrande": ZeroShotTask(yaml="winogrande/default.yaml", layouts=_anywhere("*winogrande*.jsonl")),
-    "openbookqa": ZeroShotTask(
-        yaml="openbookqa/openbookqa.yaml", layouts=_anywhere("*openbookqa*.jsonl", "*openbook_qa*.jsonl")
-    ),
-}
+_SUFFIXES = (ITEMS, LABELS)
+_SPLIT_WORDS = {"validation": {"val", "valid", "validation", "dev"}, "test": {"test"}}
+"""What the splits that lm-eval asks are called in file names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +43,8 @@ class LocalTask:
         config = load_yaml(TASK_FILES / ZERO_SHOT[self.name].yaml)
         config.pop("tag", None)  # a name for several tasks; belongs to lm-eval's index
         config |= {
+            "task": self.name,
+            **ZERO_SHOT[self.name].overrides,
             "custom_dataset": lambda **_: {"validation": dataset, "test": dataset},
             "training_split": None,
             "num_fewshot": 0,
@@ -86,58 +56,64 @@ def load_tasks(
     names: Sequence[str], *, data_root: Path | None = None, sources: Mapping[str, Path] | None = None
 ) -> list[LocalTask]:
     """Read every task's items before anything else is done. Raises :class:`TaskError`."""
-    given = sources or {}
-    wanted = list(dict.fromkeys(names))
-    for name in [*wanted, *given]:
-        if name not in ZERO_SHOT:
-            near = difflib.get_close_matches(name, ZERO_SHOT, n=3)
-            guess = f"did you mean {', '.join(near)}? " if near else ""
-            raise TaskError(f"unknown zero-shot task {name!r}; {guess}There are {', '.join(ZERO_SHOT)}")
+    wanted = task_names(names)
+    given = {canonical_name(name): path for name, path in (sources or {}).items()}
     if unused := [name for name in given if name not in wanted]:
         raise TaskError(f"--source {unused[0]}=…: {unused[0]} is not among --tasks {','.join(wanted)}; add it there")
     return [_load(name, data_root, given.get(name)) for name in wanted]
 
 
 def _load(name: str, data_root: Path | None, source: Path | None) -> LocalTask:
+    """A file's items, else the hub's where it may be asked, else the embedded ones."""
     spec = SourceSpec(task=name, suffixes=_SUFFIXES, layouts=ZERO_SHOT[name].layouts)
     resolved = resolve_source(spec, data_root=data_root, source=source)
-    embedded = EMBEDDED.get(name, [])
     if resolved.files:
         members = [m for file in resolved.files for m in read_members(file.path, file.name, _SUFFIXES)]
-        lines = _lines(name, members)
         title = resolved.files[0].name if len(resolved.files) == 1 else name
-    elif embedded:
-        lines = [Line(place=f"embedded {name}, item {i}", fields=item) for i, item in enumerate(embedded)]
-        title = f"{name} sample"
-    else:
-        reason = f" ({'; '.join(resolved.notes)})" if resolved.notes else ""
-        raise TaskError(
-            f"{name}: no items{reason}, and no embedded sample; name a file with --source {name}=PATH, "
-            "or a data root with --data DIR"
-        )
-    sha256 = hashlib.sha256(canonical_json(embedded).encode()).hexdigest()
-    notes = () if resolved.files else (NOTE,)
-    provenance = resolved.provenance(name=title, embedded_sha256=sha256, notes=notes)
+        documents = tuple(to_document(name, line) for line in _lines(name, members))
+        return LocalTask(name=name, documents=documents, provenance=resolved.provenance(name=title, embedded_sha256=""))
+    notes = resolved.notes
+    if downloads_allowed():
+        try:
+            found = hub_items(name)
+        except HubError as error:
+            notes += (str(error),)
+        else:
+            sha256 = _sha256(found.documents)
+            provenance = Provenance(name=found.name, kind="download", sha256=sha256, note="; ".join(notes))
+            return LocalTask(name=name, documents=found.documents, provenance=provenance)
+    return _embedded(name, resolved, notes)
+
+
+def _embedded(name: str, resolved: ResolvedSource, notes: tuple[str, ...]) -> LocalTask:
+    items = EMBEDDED[name]
+    lines = [Line(place=f"embedded {name}, item {i}", fields=item) for i, item in enumerate(items)]
+    provenance = resolved.provenance(name=f"{name} sample", embedded_sha256=_sha256(items), notes=(*notes, NOTE))
     return LocalTask(name=name, documents=tuple(to_document(name, line) for line in lines), provenance=provenance)
 
 
+def _sha256(items: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(canonical_json(list(items)).encode()).hexdigest()
+
+
 def _lines(task: str, members: Sequence[Member]) -> list[Line]:
-    labels = {m.name.removesuffix(_LABELS): m for m in members if m.name.endswith(_LABELS)}
-    member = _items_file(task, [m for m in members if not m.name.endswith(_LABELS)], set(labels))
+    labels = {m.name.removesuffix(LABELS): m for m in members if m.name.endswith(LABELS)}
+    member = _items_file(task, [m for m in members if not m.name.endswith(LABELS)], set(labels))
     lines = list(_json_lines(member))
     if not lines:
         raise TaskError(f"{member.place}: no items; name a file with one JSON object a line")
-    if answers := labels.get(member.name.removesuffix(".jsonl")):
+    if answers := labels.get(member.name.removesuffix(ITEMS)):
         return _with_labels(lines, answers)
     return lines
 
 
 def _items_file(task: str, items: Sequence[Member], labelled: set[str]) -> Member:
-    """The one file to be asked: of several splits those with answers, and of those the validation split."""
+    """The one file to be asked: of several splits those with answers, and of those the split that lm-eval asks."""
+    words = _SPLIT_WORDS[ZERO_SHOT[task].split]
     chosen = list(items)
     for keep in (
-        lambda m: m.name.removesuffix(".jsonl") in labelled,
-        lambda m: PurePosixPath(m.name).name.startswith("val"),
+        lambda m: m.name.removesuffix(ITEMS) in labelled,
+        lambda m: bool(words & set(re.split(r"[^a-z]+", PurePosixPath(m.name).stem.lower()))),
         lambda m: task in PurePosixPath(m.name).name,
     ):
         if len(chosen) > 1:

@@ -1,23 +1,24 @@
 """One evaluation: a checkpoint on every task that has no record yet, one record a task."""
 
 import datetime
-import io
 import json
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from benchmarks.evaluation.adapter import MAX_LENGTH, ByteLM
+from benchmarks.evaluation.adapter import EvalLM
+from benchmarks.evaluation.batching import TokenBudget
 from benchmarks.evaluation.checkpoints import Checkpoint, find_checkpoint
-from benchmarks.evaluation.lm_harness import LM_EVAL_VERSION, ConfigurableTask, evaluate
+from benchmarks.evaluation.lm_harness import LM_EVAL_VERSION, ConfigurableTask, evaluate, quiet
 from benchmarks.evaluation.local_tasks import LocalTask, load_tasks
+from benchmarks.evaluation.response_cache import ResponseCache
 from benchmarks.evaluation.summary import item_lines, task_metrics
+from benchmarks.evaluation.tokenizers import Tokenizer
 from benchmarks.plan import ROOT
 from benchmarks.speed import describe_backend
 from harness import Status, Trial, TrialFailure
@@ -36,6 +37,10 @@ BOOTSTRAP_ITERS = 1000
 """Resamplings behind a perplexity's standard error, which they fix to 2 %; lm-eval's 100,000 take minutes."""
 _CODE = ("models", "benchmarks/evaluation", "harness/statistics.py")
 """What a result depends on: a trial's identity is hashed from it."""
+_ANSWERING = ("models", *(f"benchmarks/evaluation/{name}.py" for name in ("adapter", "decoding", "tokenizers")))
+"""What a single answer depends on."""
+PADDING_SHARE = 0.1
+"""Of a model's vocabulary that no token stands for: more than padding to a round number explains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +56,16 @@ class EvalOptions:
     sources: Mapping[str, Path] | None = None
     limit: int | None = None
     """Only a task's first items; part of the trial's identity."""
-    batch_size: int = 16
-    max_length: int = MAX_LENGTH
+    batch_size: int | None = None
+    """None for as many as memory allows; answers do not depend on it."""
+    max_length: int | None = None
+    """None for what the checkpoint was made for."""
+    dtype: str = "float32"
+    tokenizer: str | None = None
+    """A folder or a name on the hub, instead of the checkpoint's own."""
+    trust_remote_code: bool = False
+    use_cache: bool = True
+    """Whether single answers are kept below ``out``, so that a killed evaluation goes on within a task."""
 
 
 def run_evaluation(options: EvalOptions, *, log: TextIO = sys.stderr) -> list[dict[str, Any]]:
@@ -61,9 +74,12 @@ def run_evaluation(options: EvalOptions, *, log: TextIO = sys.stderr) -> list[di
     Checkpoint and items are found and checked before the model is loaded. Raises CheckpointError and
     TaskError for what is wrong with them.
     """
-    checkpoint = find_checkpoint(options.model, options.runs)
     tasks = load_tasks(options.tasks, data_root=options.data_root, sources=options.sources)
-    trials = {task.name: _trial(task, checkpoint, options) for task in tasks}
+    checkpoint = find_checkpoint(
+        options.model, options.runs, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code
+    )
+    tokenizer = checkpoint.load_tokenizer()
+    trials = {task.name: _trial(task, checkpoint, tokenizer, options) for task in tasks}
     version = code_version([ROOT / path for path in _CODE] + _own_code(checkpoint.model))
     ids = {name: trial.trial_id(version) for name, trial in trials.items()}
     with RecordWriter(options.out) as writer:
@@ -75,7 +91,7 @@ def run_evaluation(options: EvalOptions, *, log: TextIO = sys.stderr) -> list[di
             print(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are recorded already in {options.out}", file=log)
         if missing:
             scan_kernel.ensure_built()  # so that no task's clock sees the compiler
-            scorer = _Scorer(checkpoint, options, writer, log)
+            scorer = _Scorer(checkpoint, tokenizer, options, writer, log)
             for task in missing:
                 recorded[ids[task.name]] = scorer.record(task, trials[task.name], ids[task.name])
     return [recorded[ids[task.name]] for task in tasks]
@@ -85,19 +101,20 @@ def _own_code(model: str) -> list[Path]:
     return [Path(model.rpartition(":")[0])] if ".py:" in model else []
 
 
-def _trial(task: LocalTask, checkpoint: Checkpoint, options: EvalOptions) -> Trial:
+def _trial(task: LocalTask, checkpoint: Checkpoint, tokenizer: Tokenizer, options: EvalOptions) -> Trial:
     return Trial(
         kind="eval",
         model=checkpoint.model,
         task=task.name,
-        seq_len=options.max_length,
-        batch=options.batch_size,
-        dtype="float32",
+        seq_len=options.max_length or checkpoint.max_length(tokenizer),
+        batch=options.batch_size or 0,  # 0: as many as memory allows
+        dtype=options.dtype,
         direction="forward",
         device=options.device,
         seed=0,
         protocol={
             "checkpoint": {"sha256": checkpoint.sha256},
+            "tokenizer": {"sha256": tokenizer.sha256},
             "source": _source_identity(task.provenance),
             "limit": options.limit,
             "num_fewshot": 0,
@@ -115,11 +132,27 @@ def _source_identity(provenance: Provenance) -> dict[str, Any]:
 class _Scorer:
     """A loaded model, and where its records go."""
 
-    def __init__(self, checkpoint: Checkpoint, options: EvalOptions, writer: RecordWriter, log: TextIO) -> None:
-        self._options, self._writer, self._log = options, writer, log
-        self._model = checkpoint.load(options.device)
-        self._about = {key: value for key, value in checkpoint.config.items() if key not in ("model", "vocab_size")}
-        self._backend = _backend(self._model, torch.device(options.device))
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: Tokenizer, options: EvalOptions, writer: RecordWriter, log: TextIO
+    ) -> None:
+        self._tokenizer, self._options, self._writer, self._log = tokenizer, options, writer, log
+        self._model, about = checkpoint.load(options.device, getattr(torch, options.dtype))
+        # A folder's place says nothing elsewhere.
+        short = Path(tokenizer.name).name if Path(tokenizer.name).exists() else tokenizer.name
+        self._about = {**about, "tokenizer": short}
+        device = torch.device(options.device)
+        self._backend = _backend(self._model, options.dtype, device)
+        if tokenizer.size < (1 - PADDING_SHARE) * self._model.vocab_size:
+            self._say(
+                f"note: the tokenizer {tokenizer.name} has {tokenizer.size} tokens, the model "
+                f"{self._model.vocab_size}; check that it is the one that the model was trained with\n"
+            )
+        self._budget = (
+            TokenBudget(batch_size=options.batch_size)
+            if options.batch_size
+            else TokenBudget.measured(self._model, device)
+        )
+        self._answering = code_version([ROOT / path for path in _ANSWERING] + _own_code(checkpoint.model))
         self._env_id, environment = fingerprint(ROOT, device=options.device, num_threads=torch.get_num_threads())
         write_environment(options.out, self._env_id, environment)
 
@@ -131,7 +164,7 @@ class _Scorer:
         error: dict[str, str] | None = None
         metrics: dict[str, Any] = {}
         try:
-            metrics = self._measure(task, trial_id)
+            metrics = self._measure(task, trial, trial_id)
         except (TaskError, TrialFailure, RuntimeError, MemoryError) as failure:
             status = _status_of(failure)
             error = {"type": type(failure).__name__, "message": str(failure), "tail": ""}
@@ -147,39 +180,61 @@ class _Scorer:
             error=error,
         )
         self._writer.append(record)
-        self._say(f"{task.name}: {status}, {record.wall_s:.1f} s\n")
+        before = metrics.get("answered_before")
+        kept = f", {before} answers kept from before" if before else ""
+        self._say(f"{task.name}: {status}, {record.wall_s:.1f} s{kept}\n")
         return record.as_dict()
 
-    def _measure(self, task: LocalTask, trial_id: str) -> dict[str, Any]:
-        lm = ByteLM(
+    def _measure(self, task: LocalTask, trial: Trial, trial_id: str) -> dict[str, Any]:
+        built = task.build()
+        lm = EvalLM(
             self._model,
-            batch_size=self._options.batch_size,
-            max_length=self._options.max_length,
+            self._tokenizer,
+            budget=self._budget,
+            max_length=trial.seq_len,
+            cache=self._cache(trial, built) if self._options.use_cache else None,
             on_progress=lambda done, total: self._progress(f"{task.name} {done}/{total}"),
         )
-        built = task.build()
-        # lm-eval prints bars and notes; a run has a line of progress of its own.
-        with host_peak() as host, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with host_peak() as host, quiet():
             answer = evaluate(
                 lm=lm,
                 task_dict={"tasks": {task.name: built}, "groups": {}},
                 limit=self._options.limit,
                 bootstrap_iters=BOOTSTRAP_ITERS,
             )
-        samples = [{**sample, "gold": _gold(built, sample)} for sample in answer["samples"][task.name]]
+        samples = [{**sample, "gold": gold_request(built, sample)} for sample in answer["samples"][task.name]]
         items = f"items/{trial_id}.jsonl"
         content = "".join(json.dumps(line) + "\n" for line in item_lines(samples))
         if not write_atomically(self._options.out / items, content.encode()):
             raise TaskError(f"cannot write {self._options.out / items}; choose another folder with --out")
         counts = lm.take_counts()
+        # Of the requests that the model was asked; absent where all answers were there before.
+        speed = {} if counts.tokens_per_s is None else {"tokens_per_s": counts.tokens_per_s}
         return {
             **task_metrics(answer["results"][task.name], samples),
             "truncated": counts.truncated,
             "requests": counts.requests,
-            "tokens_per_s": counts.tokens / max(counts.model_s, 1e-9),
+            "answered_before": counts.answered_before,
+            **speed,
             "items": items,
             **host.as_dict(),
         }
+
+    def _cache(self, trial: Trial, built: ConfigurableTask) -> ResponseCache:
+        """The answers that this model gave to this task's requests, of which a limit asks only some."""
+        asked = {"name": trial.task, "version": built.VERSION, "source": trial.protocol["source"]["sha256"]}
+        return ResponseCache(
+            self._options.out / "responses",
+            {
+                "task": asked,
+                "checkpoint": trial.protocol["checkpoint"],
+                "tokenizer": trial.protocol["tokenizer"],
+                "model": trial.model,
+                "dtype": trial.dtype,
+                "device": trial.device,
+                "code": self._answering,
+            },
+        )
 
     def _progress(self, text: str) -> None:
         if self._log.isatty():
@@ -198,7 +253,7 @@ def _status_of(failure: BaseException) -> Status:
     return "oom" if is_out_of_memory(failure) else "error"
 
 
-def _gold(task: ConfigurableTask, sample: Mapping[str, Any]) -> int:
+def gold_request(task: ConfigurableTask, sample: Mapping[str, Any]) -> int:
     """Which of an item's requests is the right answer; winogrande's differ in the context, not in the answer."""
     if len(sample["arguments"]) == 1:
         return 0
@@ -206,8 +261,8 @@ def _gold(task: ConfigurableTask, sample: Mapping[str, Any]) -> int:
 
 
 @torch.no_grad()
-def _backend(model: Model, device: torch.device) -> dict[str, Any]:
+def _backend(model: Model, dtype: str, device: torch.device) -> dict[str, Any]:
     """The kernels that run, seen on a short input."""
     with observing() as kernels:
         model(torch.zeros(1, 64, dtype=torch.int64, device=device))
-    return describe_backend(kernels, "float32", device)
+    return describe_backend(kernels, dtype, device)

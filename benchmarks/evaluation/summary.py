@@ -17,12 +17,12 @@ Sample = Mapping[str, Any]
 
 
 def task_metrics(results: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
-    """Accuracies with Wilson's interval, perplexity with lm-eval's standard error, bits per byte."""
+    """Accuracies with Wilson's interval, perplexity, bits per byte; standard errors are lm-eval's."""
     metrics: dict[str, Any] = {"n": len(samples)}
     for theirs, ours in _ACCURACIES.items():
         if theirs in samples[0]:
             correct = sum(int(sample[theirs]) for sample in samples)
-            metrics[ours] = wilson(correct, len(samples)).as_dict()
+            metrics[ours] = wilson(correct, len(samples)).as_dict() | _stderr(correct, len(samples))
     if "perplexity,none" in results:
         metrics["perplexity"] = _finite(
             {"value": results["perplexity,none"], "stderr": results.get("perplexity_stderr,none"), "n": len(samples)}
@@ -32,6 +32,12 @@ def task_metrics(results: Mapping[str, Any], samples: Sequence[Sample]) -> dict[
         metrics["chance"] = float(np.mean([1 / count for count in choices]))
     metrics["bits_per_byte"] = _finite(bits_per_byte([_answer(sample) for sample in samples]).as_dict())
     return metrics
+
+
+def _stderr(correct: int, n: int) -> dict[str, float]:
+    """lm-eval's standard error of a mean over items: absent for a single item."""
+    share = correct / n
+    return {"stderr": math.sqrt(share * (1 - share) / (n - 1))} if n > 1 else {}
 
 
 def _answer(sample: Sample) -> tuple[float, int]:
@@ -122,7 +128,8 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         " ± ".join(f"{perplexity[key]:.4g}" for key in ("value", "stderr") if key in perplexity),
         f"{metrics['bits_per_byte']['value']:.3f}",
         f"{metrics['truncated']}/{metrics['requests']}",
-        f"{metrics['tokens_per_s']:.4g}",
+        # Absent where every answer was there from a run that was cut.
+        f"{metrics['tokens_per_s']:.4g}" if "tokens_per_s" in metrics else "",
     )
 
 

@@ -8,7 +8,8 @@ from models.checkpoint import CONFIG_FILE, CheckpointError
 from models.pretrained.files import INDEX_SUFFIX
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_COMMON = [CONFIG_FILE, "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "generation_config.json"]
+_TOKENIZER = ["tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+_COMMON = [CONFIG_FILE, *_TOKENIZER, "generation_config.json"]
 _KINDS = (
     ["*.safetensors", f"*.safetensors{INDEX_SUFFIX}"],
     ["pytorch_model*.bin", f"pytorch_model*.bin{INDEX_SUFFIX}"],
@@ -24,23 +25,38 @@ def find_folder(name_or_folder: str | Path, *, revision: str | None, with_code: 
 
     Raises :class:`CheckpointError`, naming what was tried, where neither folder, cache nor hub has it.
     """
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
+    if (folder := _local_folder(name_or_folder)) is not None:
         return folder, None
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; pass the folder that holds it and its {CONFIG_FILE}")
     name = str(name_or_folder)
-    if not HUB_NAME.fullmatch(name):
-        raise CheckpointError(
-            f"{name}: no such folder, and no name on the Hugging Face hub, which is owner/name, such as "
-            "state-spaces/mamba-130m"
-        )
     code = ["*.py"] if with_code else []
     for kind in _KINDS:
         snapshot = _snapshot(name, revision, [*_COMMON, *code, *kind])
         if any(any(snapshot.glob(pattern)) for pattern in kind):
             break
     return snapshot, snapshot.name
+
+
+def find_tokenizer_folder(name_or_folder: str | Path, *, with_code: bool) -> Path:
+    """The folder of a tokenizer, found as :func:`find_folder` does it; no weights are downloaded."""
+    if (folder := _local_folder(name_or_folder)) is not None:
+        return folder
+    # transformers asks the model's configuration which tokenizer it has, where the tokenizer's own does not say.
+    return _snapshot(str(name_or_folder), None, [CONFIG_FILE, *_TOKENIZER, *(["*.py"] if with_code else [])])
+
+
+def _local_folder(name_or_folder: str | Path) -> Path | None:
+    """The folder, or None for a name on the hub. Raises :class:`CheckpointError` for what is neither."""
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; pass the folder that holds it and its {CONFIG_FILE}")
+    if not HUB_NAME.fullmatch(str(name_or_folder)):
+        raise CheckpointError(
+            f"{name_or_folder}: no such folder, and no name on the Hugging Face hub, which is owner/name, such as "
+            "state-spaces/mamba-130m"
+        )
+    return None
 
 
 def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
