@@ -11,7 +11,7 @@ MODEL  ?= mamba-tiny
 COMMITTED := $(filter-out results/runs results/reference results/baselines,$(wildcard results/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint bench report plots eval gate data scan-table parity clean
+.PHONY: help setup test lint bench report plots eval exact micro gate aa data scan-table parity clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +44,20 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-gate: $(STAMP) ## compare the latest run with a baseline (BASE=main)
-	$(BIN)/seqbench gate --base $(BASE) --candidate results/runs/$(SUITE)
+exact: $(STAMP) ## compare counts, predictions and seeded losses with results/baselines/exact.json; no timing
+	$(BIN)/python -m benchmarks.exact_tier
+
+micro: $(STAMP) ## time the hot pieces with pytest-benchmark; records in .benchmarks/micro, for seqbench gate
+	@mkdir -p .benchmarks
+	$(BIN)/python -m pytest benchmarks/micro -p no:xdist --benchmark-min-rounds=10 \
+	  --benchmark-columns=min,median,iqr,rounds --benchmark-json=.benchmarks/micro.json
+	$(BIN)/python -m benchmarks.micro.import_json .benchmarks/micro.json --out .benchmarks/micro
+
+gate: $(STAMP) ## compare this checkout with a commit (BASE=main): counts, accuracy, and times taken in turns
+	$(BIN)/seqbench gate --base $(BASE)
+
+aa: $(STAMP) ## compare a commit with itself: the gate's false alarms, and what slowdowns it sees, on this machine
+	$(BIN)/seqbench gate --self
 
 data: $(STAMP) ## which data every task would use (SEQBENCH_DATA=DIR for your own)
 	$(BIN)/seqbench data
