@@ -221,7 +221,7 @@ def parse_options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default=found, help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=None, help="the CSV (results/runs/clock_agreement_DEVICE.csv)")
     parser.add_argument(
-        "--budget-s", type=float, default=0.3, help="seconds of an instrument on a call, each of three rounds (0.3)"
+        "--budget-s", type=float, default=2.0, help="seconds of an instrument on a call, each of three rounds (2)"
     )
     options = parser.parse_args(words)
     if options.device == "cuda" and found != "cuda":
