@@ -30,7 +30,9 @@ bench: $(STAMP) ## run the suite (SUITE=quick) and write reports/latest/index.ht
 report: $(STAMP) ## write the report of the runs that exist
 	$(BIN)/seqbench report
 
-eval: $(STAMP) ## zero-shot evaluation of a trained model (MODEL=mamba-tiny TASKS=lambada_openai,piqa)
+eval: $(STAMP) ## zero-shot evaluation; trains MODEL first if need be (MODEL=mamba-tiny or a folder, TASKS=lambada_openai,piqa)
+	@ls -d $(MODEL) results/runs/*/checkpoints/$(MODEL)-language-* 2>/dev/null | grep -q . || \
+	  $(BIN)/seqbench run quick --tasks language --models $(MODEL)
 	$(BIN)/seqbench eval --model $(MODEL) --tasks $(TASKS)
 
 plots: $(STAMP) ## redraw the report of the committed records, with its figures, in reports/latest

@@ -227,7 +227,7 @@ def parse_options(words: Sequence[str] | None) -> argparse.Namespace:
     if options.device == "cuda" and found != "cuda":
         parser.error("--device cuda: PyTorch sees no GPU here; use --device cpu")
     if not options.budget_s > 0:
-        parser.error(f"--budget-s {options.budget_s} is not positive; 0.3 seconds are enough")
+        parser.error(f"--budget-s {options.budget_s} is not positive; 2 seconds are enough")
     options.out = options.out or ROOT / f"results/runs/clock_agreement_{options.device}.csv"
     return options
 
