@@ -80,7 +80,9 @@ def test_what_cannot_be_read_says_why_and_what_to_do(content: dict[str, Any], sa
 
 def test_a_real_run_becomes_records_that_the_gate_compares(tmp_path: Path) -> None:
     """Two tests of a few milliseconds; the gate must find each trial on both sides and lose none."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # Within a worker of xdist pytest-benchmark would measure nothing.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def command(*words: object) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", *map(str, words)]
