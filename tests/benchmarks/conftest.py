@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,6 +20,18 @@ trials:
   - {kind: training, tasks: [induction_heads], models: [mamba-tiny, s4d-tiny], seq_len: 64, batch: 4, steps: 3,
      lr: 1.0e-3, score_lengths: "64,256", score_tokens: 1024, min_examples: 2, time_limit_s: 60, threads: 1}
 """
+
+
+@pytest.fixture(scope="module")
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread, an empty cache and no data but what is embedded."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEQBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("SEQBENCH_DATA", raising=False)
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

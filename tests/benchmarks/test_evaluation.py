@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,7 @@ _NAMED = os.environ.get("SEQBENCH_DATA")
 DATA = Path(_NAMED) if _NAMED else _ROOT.parent / "shared" / "data"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEQBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("SEQBENCH_DATA", raising=False)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.evaluation.agreement import TRAINING_STEPS, small_subjects
 from benchmarks.evaluation.agreement_rows import Settings, Subject, compare, hflm, our_lm
@@ -38,15 +36,7 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEQBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("SEQBENCH_DATA", raising=False)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 @pytest.fixture

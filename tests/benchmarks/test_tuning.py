@@ -7,6 +7,7 @@ from benchmarks.suite_trials import Selection, expand
 from benchmarks.suites import load_suite
 from benchmarks.tuning import TOKENS, tune_ahead, tuning_trials
 from benchmarks.workloads import build_workload
+from models.ops.context import observing
 
 
 def planned(device):
@@ -26,9 +27,12 @@ def test_each_set_of_kernels_is_tuned_once():
     ]
 
 
-def test_they_are_workloads_that_can_be_built():
+def test_they_run_the_operator_whose_kernels_are_wanted():
     for trial in tuning_trials(planned("cuda")):
-        build_workload(replace(trial, device="cpu", seq_len=64, dtype="float32")).call()
+        workload = build_workload(replace(trial, device="cpu", seq_len=64, dtype="float32"))
+        with observing() as ran:
+            workload.call()
+        assert "ssd" in ran.backends
 
 
 def test_a_run_without_such_kernels_compiles_nothing():

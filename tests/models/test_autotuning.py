@@ -75,5 +75,7 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_passed_over(kernel):
 
 def test_a_folder_that_cannot_be_written_costs_time_only(kernel, tmp_path):
     (tmp_path / "file").write_text("")
-    with autotuning.choices_remembered(tmp_path / "file" / "choices.json"):
+    with autotuning.choices_remembered(tmp_path / "file" / "choices.json") as taken:
         kernel.cache[(64,)] = kernel.configs[0]
+    assert not taken
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
