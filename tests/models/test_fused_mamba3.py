@@ -110,6 +110,7 @@ def test_what_the_operator_does_not_run_is_not_predicted_as_its(options, dtype):
     not torch.cuda.is_available() or bool(why_missing("mamba_ssm.ops.triton.mamba3.mamba3_siso_combined")),
     reason="needs CUDA and mamba-ssm's Mamba-3",
 )
+@pytest.mark.usefixtures("one_mamba3_configuration")
 @pytest.mark.parametrize("train", [False, True], ids=["forward", "train"])
 @pytest.mark.parametrize(("batch", "seq_len"), [(1, 1024), (1, 4096), (1, 16384), (4, 2048)])
 @pytest.mark.parametrize("size", [TINY, Size(d_model=768, num_layers=1)], ids=["tiny", "130m, one block"])
