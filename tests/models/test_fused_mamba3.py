@@ -124,12 +124,12 @@ def test_predicted_peak_is_the_gpus(size, batch, seq_len, train):
         return step
 
     with observing() as report:
-        work()  # Triton times its kernels on a first call, which takes 256 MiB
+        memory_of(work, torch.device("cuda"))  # Triton may time its kernels (256 MiB), and cuBLAS takes its workspaces
     assert report.backends["mamba3_block"].startswith("mamba-ssm")
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     measured = memory_of(work, torch.device("cuda"))["peak_alloc_bytes"]
     requested = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     predicted = predicted_peak(*trial, train=train)
-    assert predicted == pytest.approx(requested, rel=0.02)
+    assert predicted == pytest.approx(requested, rel=0.02, abs=4 * 2**20)
     # Blocks are counted whole: up to 1 MiB of a large one is not split off, and small tensors fill 512 bytes.
     assert predicted == pytest.approx(measured, rel=0.02, abs=3 * 2**20)

@@ -238,9 +238,9 @@ def test_the_fused_operator_agrees_with_the_portable_form(widths, length):
     mixer.fused = False
     wanted = results(mixer.float(), x.cuda().bfloat16().float(), sequential=False)
     for name, tensor in actual.items():
-        # Outputs, as the docstring of mamba3_kernels says; gradients pass through the roundings twice, and those of
-        # decays are differences of sums of rounded numbers.
-        limit = {"y": 2e-2, "dt_bias": 1e-1}.get(name, 5e-2)
+        # Outputs, as the docstring of mamba3_kernels says. Gradients of steps and angles are small differences of sums:
+        # rounding queries, keys, values and angles alone, in the portable form, moves them by 5e-2 at length 1,000.
+        limit = {"y": 2e-2, "dt_bias": 1e-1, "in_proj.weight": 1e-1}.get(name, 5e-2)
         assert relative_error(tensor, wanted[name]) < limit, name
 
 

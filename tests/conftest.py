@@ -1,4 +1,4 @@
-"""Fixtures of the models' tests."""
+"""Fixtures of several packages' tests."""
 
 import pytest
 
