@@ -7,8 +7,6 @@ Shape suffixes: B batch, L prompt length, N new tokens, V vocabulary.
 """
 
 import gc
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,8 +19,9 @@ from benchmarks.generation_checks import check_tokens, prompt_ids, verify
 from benchmarks.generation_loops import Loop, find_loop, ran_out_of_memory
 from benchmarks.generation_models import GPT_NEOX, build_fake_generation_model, build_generation_model
 from benchmarks.generation_search import Probe, is_bracketed, largest_fitting, search_largest
+from benchmarks.generation_times import host_times, sample_loop, throughput
 from harness import Trial, Unsupported, WrongOutput
-from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, time_once_ms
+from harness.clocks import L2_POLICY, time_once_ms
 from harness.environment import ClockReading
 from harness.memory import available_memory_bytes, keep_freed_memory, memory_of
 from harness.prediction import Prediction, predict
@@ -45,7 +44,8 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
     has ``new_tokens``, ``loop`` and ``sample_budget_s``. Metrics: ``prefill_ms`` and ``decode_ms`` (of all N steps)
     for each sample, ``tokens_per_s`` (B N over the sum of their medians), ``decode_tokens_per_s``, the memory of a
     whole generation with the weights, ``state_bytes`` of the whole batch, ``params``, ``first_call_ms`` (of the first
-    prefill of this batch), ``capture_ms``; ``largest_batch`` and ``search`` where it was searched for.
+    prefill of this batch), ``capture_ms``, ``l2_policy``; the host's time (:func:`host_times`) where it is another
+    than the device's; ``largest_batch`` and ``search`` where it was searched for.
 
     Raises:
         Unsupported: a loop that cannot run this model here.
@@ -81,29 +81,14 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
         metrics["gpu_clocks"] = {"before": clocks_before.read()}
     report({**metrics, "backend": backend})
 
-    samples = _sample(loop, trial.protocol["sample_budget_s"])
+    samples = sample_loop(loop, trial.protocol["sample_budget_s"])
     metrics |= throughput(samples, batch=batch, new_tokens=trial.protocol["new_tokens"])
+    metrics |= host_times(loop.issue_ms(trial.protocol["sample_budget_s"] / 4), samples, loop.new_tokens)
+    metrics["l2_policy"] = L2_POLICY
     if clocks_before is not None:
         metrics["gpu_clocks"]["after"] = ClockReading().read()
     clock = "cuda_events" if device.type == "cuda" else "perf_counter_ns"
     return {"metrics": metrics, "backend": backend | {"clock": clock}}
-
-
-def throughput(samples: list[tuple[float, float]], *, batch: int, new_tokens: int) -> dict[str, Any]:
-    """Metrics of samples of prefill and decode, both in milliseconds."""
-    prefill_ms, decode_ms = ([round(pair[i], 6) for pair in samples] for i in (0, 1))
-    prefill, decode = statistics.median(prefill_ms), statistics.median(decode_ms)
-    metrics: dict[str, Any] = {
-        "prefill_ms": prefill_ms,
-        "decode_ms": decode_ms,
-        "tokens_per_s": batch * new_tokens / ((prefill + decode) / 1e3),
-    }
-    # A difference of two noisy times, which `transformers` gives, can be nothing or less.
-    if decode > 0:
-        metrics["decode_tokens_per_s"] = batch * new_tokens / (decode / 1e3)
-    if len(samples) < MIN_SAMPLES:
-        metrics["few_samples"] = f"{len(samples)} of {MIN_SAMPLES}: a generation outlasts the sampling budget"
-    return metrics
 
 
 def _check_protocol(trial: Trial) -> None:
@@ -215,23 +200,6 @@ def _probe(trial: Trial, model: Model, loop_class: type[Loop], batch: int) -> Pr
     return Probe(batch=batch, fits=True, peak_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None)
 
 
-# --------------------------------------------------------------------------------------------------
-# Time
-
-
-def _sample(loop: Loop, budget_s: float) -> list[tuple[float, float]]:
-    """Samples within about ``budget_s``; one at least. Compiled and set up is everything before."""
-    began = time.perf_counter()
-    samples = [loop.sample_ms()]
-    if sum(samples[0]) / 1e3 * (1 + MIN_SAMPLES) < budget_s:
-        samples.clear()  # a warm-up more; where generations are long, what ran before has to do
-    while len(samples) < MAX_SAMPLES:
-        if samples and time.perf_counter() - began + sum(samples[-1]) / 1e3 > budget_s:
-            break
-        samples.append(loop.sample_ms())
-    return samples
-
-
 def _describe(trial: Trial, model: Model, loop: Loop) -> dict[str, Any]:
     """Which loop ran, and under which switches."""
     backend: dict[str, Any] = {
@@ -293,5 +261,5 @@ def predicted_generation(trial: Trial) -> Prediction:
 
     fused = force_backend("mamba-ssm") if torch.device(trial.device).type == "cuda" else nullcontext()
     with fused, predicting(trial.device):
-        prediction = predict(build)
+        prediction = predict(build, device=trial.device)
     return replace(prediction, flops=prediction.flops + counted[-1] + (new_tokens - 1) * step_flops[0])

@@ -6,6 +6,7 @@ All decode greedily, and all decode the same: a prompt's last logits give token 
 Shape suffixes: B batch, L prompt length, N new tokens, V vocabulary.
 """
 
+import functools
 import time
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import Trial, Unsupported
-from harness.clocks import time_once_ms
+from harness.clocks import MIN_SAMPLES, issue_times_ms, time_once_ms
 from harness.outcomes import is_out_of_memory
 from models import Model
 from models.pretrained.huggingface import HuggingFaceModel
@@ -59,6 +60,14 @@ class Loop(ABC):
     @abstractmethod
     def sample_ms(self) -> tuple[float, float]:
         """Milliseconds of a prefill, and of the N steps after one, by the device's clock."""
+
+    def issue_ms(self, budget_s: float) -> list[tuple[float, float]]:  # noqa: ARG002
+        """Host milliseconds to issue a prefill, and one step after it, to an idle device, within about ``budget_s``.
+
+        Empty where there is no such time: on a CPU, and in transformers, which asks the device at each token whether
+        it was the last, so that the host's time is the device's.
+        """
+        return []
 
     @abstractmethod
     def trace(self) -> list[Tensor]:
@@ -108,6 +117,17 @@ class EagerLoop(Loop):
 
     def sample_ms(self) -> tuple[float, float]:
         return time_once_ms(self.prefill, self.device), time_once_ms(self.decode, self.device)
+
+    def issue_ms(self, budget_s: float) -> list[tuple[float, float]]:
+        if self.device.type != "cuda":
+            return []
+        synchronize = functools.partial(torch.cuda.synchronize, self.device)
+        prefill_ms = issue_times_ms(self.prefill, synchronize, budget_s=budget_s / 2)
+        # The states have room for N steps after the last prefill. One at a time: N would fill the queue of launches.
+        one_step = functools.partial(self.decode, 1)
+        most = min(MIN_SAMPLES, self.new_tokens)
+        step_ms = issue_times_ms(one_step, synchronize, budget_s=budget_s / 2, most=most)
+        return list(zip(prefill_ms, step_ms, strict=False))
 
     @torch.no_grad()
     def trace(self) -> list[Tensor]:

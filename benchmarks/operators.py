@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.operator_costs import (
     CostForm,
@@ -44,6 +43,7 @@ from models.mamba2 import Mamba2
 from models.ops.attention import causal_attention, force_kernel
 from models.ops.context import is_fake, observe, observing, relative_error, stands_for
 from models.ops.fft_conv import causal_conv
+from models.ops.fused_ssd import FakeMambaSSD
 from models.ops.scan_reference import chunked_scan
 from models.ops.selective_scan import BACKWARD_OPS, CHECKED_CHANNELS, FORWARD_OPS, selective_scan
 from models.ops.ssd import CHUNK, ssd, ssd_flops
@@ -210,13 +210,20 @@ def import_chunk_scan() -> Callable[..., Tensor] | None:
     return mamba_chunk_scan_combined
 
 
+def _fake_chunk_scan(x_BLHP: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, _chunk: int) -> Tensor:
+    return FakeMambaSSD.apply(x_BLHP, dt, A, B, C, None)[0]
+
+
 def dual(
     x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Tensor, *, backend: str = "auto"
 ) -> Tensor:
     """Mamba-2's dual, which multiplies x and A by dt itself: ``(B, L, H, P)`` in x's dtype."""
-    if is_fake(x_BLHP) and stands_for(x_BLHP) == "cuda" and backend == "auto":
-        return ssd(x_BLHP, A_H, B_BLGN, C_BLGN)[0]  # a constant decay takes the same memory
-    fused = import_chunk_scan() if backend == "auto" and x_BLHP.is_cuda and x_BLHP.dtype != torch.float64 else None
+    fused = None
+    if backend == "auto" and x_BLHP.dtype != torch.float64:
+        if is_fake(x_BLHP):
+            fused = _fake_chunk_scan if stands_for(x_BLHP) == "cuda" else None
+        elif x_BLHP.is_cuda:
+            fused = import_chunk_scan()
     if fused is None:
         return ssd((x_BLHP * dt_BLH[..., None]).to(x_BLHP.dtype), dt_BLH * A_H, B_BLGN, C_BLGN, backend=backend)[0]
     chunk = CHUNK["mamba-ssm"]
@@ -228,7 +235,7 @@ def dual(
         "mamba-ssm mamba_chunk_scan_combined",
         forward_flops=B * forward,
         backward_flops=B * backward,
-        check=lambda: dual_error(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, y_BLHP),
+        check=None if is_fake(x_BLHP) else lambda: dual_error(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, y_BLHP),
     )
     return y_BLHP
 
@@ -248,17 +255,11 @@ def _attention_by(kernel: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Causal attention by this kernel. The call raises Unsupported where PyTorch cannot run it."""
 
     def call(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
-        if not is_fake(q_BHLK):
-            try:
-                with force_kernel(kernel):
-                    return causal_attention(q_BHLK, k_BHLK, v_BHLK)
-            except ValueError as error:
-                raise Unsupported(f"attention_{kernel}: {error}") from error
-        if kernel != "math":
-            return causal_attention(q_BHLK, k_BHLK, v_BHLK)
-        observe("attention", "sdpa-math")  # its products are PyTorch's and counted there
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, is_causal=True)
+        try:
+            with force_kernel(kernel):
+                return causal_attention(q_BHLK, k_BHLK, v_BHLK)
+        except ValueError as error:
+            raise Unsupported(f"attention_{kernel}: {error}") from error
 
     return call
 

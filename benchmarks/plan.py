@@ -241,7 +241,7 @@ def _predicted(trial: Trial, *, num_layers: int | None = None) -> Prediction:
         return observed
 
     with fused, predicting(device):
-        prediction = predict(build_observed)
+        prediction = predict(build_observed, device=device)
     return replace(prediction, flops=prediction.flops + counted[-1])
 
 

@@ -105,16 +105,6 @@ def _phase(name: str, into: dict[str, float]) -> Iterator[None]:
     into[name] = round(time.perf_counter() - began, 6)
 
 
-def overhead_s(record: Mapping[str, Any]) -> float | None:
-    """What the harness itself took of a speed record's ``wall_s``; None where that was not measured.
-
-    Starting and ending the process, the device's own start, reading clocks. The rest, ``phases_s``, is building and
-    calling, checking, timing.
-    """
-    phases = record.get("metrics", {}).get("phases_s")
-    return None if not phases else max(0.0, float(record["wall_s"]) - sum(phases.values()))
-
-
 def verify(trial: Trial, workload: Workload) -> OpReport:
     """Compare slices of every operator's output with references, at this very length.
 

@@ -9,7 +9,7 @@ work, the figure is the host's: such a timing is marked as launch-bound.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,9 +46,12 @@ class Timing:
     @property
     def launch_bound(self) -> bool | None:
         """Whether issuing a call takes as long as the device works on it; None without a device."""
-        if not self.host_ms:
-            return None
-        return statistics.median(self.host_ms) >= LAUNCH_BOUND_SHARE * statistics.median(self.samples_ms)
+        return is_launch_bound(self.host_ms, self.samples_ms) if self.host_ms else None
+
+
+def is_launch_bound(host_ms: Sequence[float], samples_ms: Sequence[float]) -> bool:
+    """Whether the host's time decides: see :data:`LAUNCH_BOUND_SHARE`."""
+    return statistics.median(host_ms) >= LAUNCH_BOUND_SHARE * statistics.median(samples_ms)
 
 
 def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: float) -> Timing:
@@ -80,14 +83,16 @@ def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: fl
     )
 
 
-def issue_times_ms(call: Callable[[], object], synchronize: Callable[[], object], *, budget_s: float) -> list[float]:
-    """How long the host takes to issue a call, each to an idle device: one to :data:`MIN_SAMPLES` times.
+def issue_times_ms(
+    call: Callable[[], object], synchronize: Callable[[], object], *, budget_s: float, most: int = MIN_SAMPLES
+) -> list[float]:
+    """How long the host takes to issue a call, each to an idle device: one to ``most`` times.
 
     ``budget_s`` covers the device's work as well, which is waited for.
     """
     began = time.perf_counter_ns()
     samples_ms: list[float] = []
-    while len(samples_ms) < MIN_SAMPLES and (not samples_ms or _elapsed_s(began) < budget_s):
+    while len(samples_ms) < most and (not samples_ms or _elapsed_s(began) < budget_s):
         synchronize()
         started = time.perf_counter_ns()
         call()

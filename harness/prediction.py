@@ -2,7 +2,8 @@
 
 The very code of the measurement runs on fake tensors, which have shapes and devices but no data,
 while one dispatch mode follows the life of every storage and another counts FLOPs. What happens
-inside a fused kernel is invisible here: its operator states closed forms instead.
+inside a fused kernel is invisible here: its operator states closed forms instead, and what
+kernels take for the time of a call is in :mod:`harness.kernel_scratch`.
 """
 
 import weakref
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.kernel_scratch import SCRATCH
 from harness.outcomes import Unpredictable
 
 _NOT_COUNTED_HERE = [
@@ -32,10 +34,12 @@ _NOT_COUNTED_HERE = [
 
 
 class StorageTracker(TorchDispatchMode):
-    """Follows the bytes held by the storages that operators return, and their peak."""
+    """Follows the bytes held by the storages that operators return, and their peak, with what the kernels of
+    ``device`` take beside them."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
+        self._scratch = SCRATCH.get(torch.device(device).type, {})
         self.held_bytes = 0
         self.peak_bytes = 0
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
@@ -45,6 +49,8 @@ class StorageTracker(TorchDispatchMode):
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
                 self._follow(value)
+        if scratch_bytes := self._scratch.get(func):
+            self.peak_bytes = max(self.peak_bytes, self.held_bytes + scratch_bytes(args, result))
         return result
 
     def _follow(self, tensor: torch.Tensor) -> None:
@@ -70,8 +76,8 @@ class Prediction:
     """Of the operators that PyTorch's counter knows; closed forms of others are added by the caller."""
 
 
-def predict(build: Callable[[], Callable[[], object]]) -> Prediction:
-    """Run ``build`` and calls of what it returns on fake tensors.
+def predict(build: Callable[[], Callable[[], object]], *, device: str = "cpu") -> Prediction:
+    """Run ``build`` and calls of what it returns on fake tensors, which stand for those of a ``device`` type.
 
     Memory is followed over two calls, because a training step's second one is the first to meet the optimizer's state.
 
@@ -79,15 +85,15 @@ def predict(build: Callable[[], Callable[[], object]]) -> Prediction:
         Unpredictable: what happens depends on a tensor's values.
     """
     try:
-        return _predict(build)
+        return _predict(build, device)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise Unpredictable(f"memory and FLOPs are unknown before the run: {error.func} asks for values") from error
 
 
-def _predict(build: Callable[[], Callable[[], object]]) -> Prediction:
+def _predict(build: Callable[[], Callable[[], object]], device: str) -> Prediction:
     uncounted = dict.fromkeys(_NOT_COUNTED_HERE, _no_flops)
     with FakeTensorMode():
-        with StorageTracker() as storages:
+        with StorageTracker(device) as storages:
             call = build()
             call()
             call()

@@ -43,6 +43,7 @@ def conditions_table(trials: pd.DataFrame, environment: Mapping[str, Any]) -> pd
         ("Warm-up", _warm_up(timed)),
         ("Samples of a trial", _samples(timed)),
         ("Launch-bound", _launch_bound(timed)),
+        ("Harness overhead of a trial", _overhead(timed["overhead_s"].dropna())),
         ("Largest error against the reference", style.figure(timed["max_relative_error"].max())),
     ]
     return pd.DataFrame(rows, columns=["Condition", "In this run"])
@@ -135,4 +136,15 @@ def _launch_bound(timed: pd.DataFrame) -> str:
     return (
         f"{bound} of {measured} trials with the host's time: the host takes as long to issue a call as the device to "
         "work it off; ringed in the figures and left out of slopes"
+    )
+
+
+def _overhead(seconds: pd.Series) -> str:
+    """What a speed trial took beside building, calling, checking and timing."""
+    if seconds.empty:
+        return NOT_RECORDED
+    low, middle, high = (style.figure(end) for end in seconds.quantile([0.25, 0.5, 0.75]))
+    return (
+        f"median {middle} s, quartiles {low} to {high} s, of {len(seconds)} trials: the trial's wall time less its "
+        "phases; process, start of the device, clocks"
     )

@@ -273,6 +273,7 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         "env_id": env_id,
         "started_at": record.get("started_at"),
         "wall_s": number(record.get("wall_s")),
+        "overhead_s": _overhead_s(record),
         "error_type": error.get("type"),
         "error_message": error.get("message"),
         "error_tail": error.get("tail"),
@@ -303,6 +304,13 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         "embedded": source.get("kind") == "embedded",
         "variant": "",
     }
+
+
+def _overhead_s(record: Record) -> float:
+    """Wall time beside a trial's phases: what the harness took. NaN where phases were not measured."""
+    phases = (record.get("metrics") or {}).get("phases_s") or {}
+    spent = sum(map(number, phases.values())) if phases else float("nan")
+    return max(0.0, number(record.get("wall_s")) - spent) if np.isfinite(spent) else spent
 
 
 def _points(value: Any) -> list[Any]:

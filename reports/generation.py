@@ -8,22 +8,18 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reports import fits, style
+from reports.batch_figures import add_failed, draw_batches
 from reports.drawing import (
     Drawing,
     Rows,
     Styles,
     add_legend,
     draw_curves,
-    draw_flags,
-    draw_published,
-    draw_rail,
     length_axis,
     new_figure,
-    nothing_measured,
     value_axis,
 )
 from reports.published import NEW_TOKENS, PROMPT, PublishedPoint
-from reports.speed_figures import BATCH_AXIS, add_failed
 
 GENERATION_GROUP = ["section", "seq_len", "new_tokens", "dtype", "scale", "variant"]
 LOOPS = {"cuda_graph": "CUDA graph", "eager": "eager", "transformers": "plain transformers"}
@@ -104,7 +100,7 @@ def throughput_figure(frame: pd.DataFrame, published: Sequence[PublishedPoint] =
             subject(point.model, point.loop), "measured", point.batch, point.tokens_per_s, low=low, high=high,
             n=len(point.total_ms), status="ok",
         )  # fmt: skip
-    _add_few_samples(rows, frame)
+    _add_flags(rows, frame, "few_samples", "launch_bound")
     labels = {}
     for row in frame[(frame["status"] == "ok") & (frame["largest_batch"] > 0)].to_dict("records"):
         labels[row["subject"]] = f"{row['subject']} \N{MIDDLE DOT} largest batch {row['largest_batch']:.0f}"
@@ -138,7 +134,7 @@ def phases_figure(frame: pd.DataFrame) -> Drawing:
                     row["subject"], "measured", row["points_batch"], 1e3 * tokens / middle, low=1e3 * tokens / slow,
                     high=1e3 * tokens / fast, n=len(row[f"{phase}_ms"]), status="ok", note=phase,
                 )  # fmt: skip
-        _add_few_samples(rows, frame)
+        _add_flags(rows, frame, "few_samples")
         panels.append((label, rows))
     caption = (
         "Left: prompt tokens a second while the prompt is read. Right: new tokens a second while tokens are made one "
@@ -147,49 +143,26 @@ def phases_figure(frame: pd.DataFrame) -> Drawing:
     return _against_batch(panels, frame, {}, "phases", "Generation: prefill and decode apart", caption)
 
 
-def _add_few_samples(rows: Rows, frame: pd.DataFrame) -> None:
-    """Repeats the points that rest on few samples under the mark that says so; a search's as the batch it found."""
-    few = frame[(frame["status"] == "ok") & frame["few_samples"]]
-    points = {(row["subject"], row["points_batch"]) for row in few.to_dict("records")}
-    for row in [row for row in rows.rows if row["mark"] == "measured" and (row["model"], row["batch"]) in points]:
-        rows.add(row["model"], "few_samples", row["batch"], row["value"])
+def _add_flags(rows: Rows, frame: pd.DataFrame, *flags: str) -> None:
+    """Repeats the points that a flag is true of under its mark; a search's as the batch it found."""
+    measured = [row for row in rows.rows if row["mark"] == "measured"]
+    for flag in flags:
+        flagged = frame[(frame["status"] == "ok") & frame[flag]]
+        points = {(row["subject"], row["points_batch"]) for row in flagged.to_dict("records")}
+        for row in measured:
+            if (row["model"], row["batch"]) in points:
+                rows.add(row["model"], flag, row["batch"], row["value"])
 
 
 def _against_batch(
     panels: Sequence[tuple[str, Rows]], frame: pd.DataFrame, labels: dict[str, str], name: str, title: str, caption: str
 ) -> Drawing:
-    first, styles = frame.iloc[0], subject_styles(frame)
-    sheet, all_axes = new_figure(title, _subtitle(first), columns=len(panels))
-    drawn: list[pd.DataFrame] = []
-    extra: list[object] = []
-    flags: list[object] = []
-    for axes, (label, rows) in zip(all_axes, panels, strict=True):
-        data = rows.frame()
-        shown = data[data["mark"].isin(["measured", "published"])]
-        length_axis(axes, data["batch"].tolist(), BATCH_AXIS)
-        value_axis(axes, label, "rate", pd.concat([shown["value"], shown["low"], shown["high"]]).tolist())
-        extra += draw_published(axes, data, "batch")
-        draw_curves(axes, data, styles, "batch")
-        if not (data["mark"] == "measured").any():
-            nothing_measured(axes)
-        draw_rail(axes, data, styles, "batch")
-        flags = draw_flags(axes, data, "batch") or flags
-        drawn.append(data)
-    data = pd.concat(drawn, ignore_index=True)
-    add_legend(sheet, data, styles, labels, [*extra, *flags])
-    return Drawing(
-        name=f"generation-{name}-{first['scale']}-{first['seq_len']:.0f}",
-        title=title,
-        caption=caption,
-        figure=sheet,
-        data=data,
-    )
-
-
-def _subtitle(first: pd.Series) -> str:
-    what = f"prompt {style.length(first['seq_len'])}, {style.figure(first['new_tokens'])} new tokens"
-    parts = (first["section"], first["scale"], what, first["dtype"], first["variant"])
-    return " \N{MIDDLE DOT} ".join(str(part) for part in parts if part)
+    first = frame.iloc[0]
+    return draw_batches(
+        panels, subject_styles(frame), labels, first, unit="rate",
+        what=f"prompt {style.length(first['seq_len'])}, {style.figure(first['new_tokens'])} new tokens",
+        name=f"generation-{name}-{first['scale']}-{first['seq_len']:.0f}", title=title, caption=caption,
+    )  # fmt: skip
 
 
 def state_points(trials: pd.DataFrame) -> dict[str, dict[float, float]]:

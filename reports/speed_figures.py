@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from reports import style
+from reports.batch_figures import add_failed, draw_batches
 from reports.comparisons import curves
 from reports.drawing import (
     INK,
@@ -16,12 +17,7 @@ from reports.drawing import (
     Rows,
     Styles,
     add_legend,
-    draw_curves,
-    draw_published,
-    draw_rail,
-    length_axis,
     new_figure,
-    nothing_measured,
     value_axis,
 )
 from reports.published import TRAIN_LEN, PublishedPoint
@@ -30,7 +26,6 @@ from reports.scaling import add_failures, add_flags, draw_lengths, one_group
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BATCH_AXIS = "Batch (sequences)"
 PUBLISHED_SIZES = ("125m", "130m")
 
 
@@ -161,41 +156,20 @@ def batch_memory_figure(frame: pd.DataFrame, published: Sequence[PublishedPoint]
     add_failed(rows, frame, "batch")
     for point in published:
         rows.add(None, "published", point.x, point.value, note=point.curve)
-    data, first = rows.frame(), frame.iloc[0]
-    title = f"Peak memory of training against batch, length {style.length(first['seq_len'])}"
-    parts = (first["section"], first["scale"], first["dtype"], first["variant"])
-    sheet, (axes,) = new_figure(title, " \N{MIDDLE DOT} ".join(str(part) for part in parts if part))
-    shown = data[data["mark"].isin(["measured", "predicted", "published"])]
-    length_axis(axes, data["batch"].tolist(), BATCH_AXIS)
-    value_axis(axes, "Peak memory", "bytes", shown["value"].tolist())
-    extra = draw_published(axes, data, "batch")
-    draw_curves(axes, data, styles, "batch")
-    if not (shown["mark"] != "published").any():
-        nothing_measured(axes)
-    draw_rail(axes, data, styles, "batch")
-    add_legend(sheet, data, styles, {}, extra)
+    first = frame.iloc[0]
     caption = f"Peak memory of one training step ({first['memory_basis']}), parameters and optimizer state included."
     caption += f" {published[0].caption}" if published else ""
-    return Drawing(
+    return draw_batches(
+        [("Peak memory", rows)], styles, {}, first, unit="bytes", what="",
         name=f"batch-memory-{first['scale']}-{first['seq_len']:.0f}",
-        title=title,
-        caption=caption,
-        figure=sheet,
-        data=data,
-    )
+        title=f"Peak memory of training against batch, length {style.length(first['seq_len'])}", caption=caption,
+    )  # fmt: skip
 
 
 def compares_with_published_memory(frame: pd.DataFrame) -> bool:
     """Whether these trials follow the published protocol of training memory: size and length."""
     first = frame.iloc[0]
     return str(first["scale"]).lower() in PUBLISHED_SIZES and first["seq_len"] == TRAIN_LEN
-
-
-def add_failed(rows: Rows, frame: pd.DataFrame, column: str, name: str = "model") -> None:
-    """Every trial without a figure, for a rail along `column`."""
-    for row in frame[(frame["status"] != "ok") & frame[column].notna()].to_dict("records"):
-        note = f"{row['trial_id'][:8]}: {row['error_message'] or row['status']}"
-        rows.add(row[name], "failed", row[column], status=row["status"], note=note)
 
 
 def _line(label: str) -> object:

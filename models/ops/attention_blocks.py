@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from models.ops.context import is_fake, stands_for
+from models.ops.fused_attention import expected_kernel, fake_attention
 from models.ops.sdpa import cpu_scratch, kernel_name
 
 _MASK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}  # of one block's bias or mask: 64 MiB and 1 GiB in float32
@@ -148,12 +149,24 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span, pattern: Pattern) -> T
         k, v = (t.unfold(2, S, P).permute(0, 2, 1, 4, 3).flatten(0, 1) for t in (k, v))  # (B N, H, S, K)
     q, k, v = centred(q, k, v, pattern, offset=span.before)
     how = _visibility(q, span, pattern)
-    if not is_fake(q):
+    if is_fake(q):
+        out = _fake_attend(q, k, v, how)[..., :K]
+    else:
         pattern.ran.add(_kernel_of(q, k, v, how))
-    scratch = cpu_scratch(q, S) if is_fake(q) and stands_for(q) == "cpu" else None
-    out = F.scaled_dot_product_attention(q, k, v, **how, scale=K**-0.5)[..., :K]
-    del scratch
+        out = F.scaled_dot_product_attention(q, k, v, **how, scale=K**-0.5)[..., :K]
     return out.unflatten(0, (B, N)).transpose(1, 2).flatten(2, 3) if N > 1 else out
+
+
+def _fake_attend(q: Tensor, k: Tensor, v: Tensor, how: dict[str, Any]) -> Tensor:
+    """Takes the memory of a block and computes nothing."""
+    if stands_for(q) == "cuda" and "attn_mask" not in how:
+        # Its mask for queries that end with the keys takes flash, as _kernel_of says.
+        half, square = q.dtype in (torch.float16, torch.bfloat16), q.shape[2] == k.shape[2]
+        return fake_attention(q, k, v, "flash" if half and not square else expected_kernel(q))
+    scratch = cpu_scratch(q, k.shape[2]) if stands_for(q) == "cpu" else None
+    out = F.scaled_dot_product_attention(q, k, v, **how)
+    del scratch
+    return out
 
 
 def _visibility(q: Tensor, span: _Span, pattern: Pattern) -> dict[str, Any]:

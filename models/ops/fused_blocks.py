@@ -11,13 +11,10 @@ Glossary: ``scan`` is the CUDA extension of the selective scan, ``conv`` that of
 one of activations, half under autocast; ``A, D, dt``: decay, skip, step size.
 
 Shape suffixes: B batch, L sequence length, D d_model, E inner width, R rank of dt, N states, J = R + 2 N, W conv width;
-of Mamba-2 also H heads, P head_dim, G groups, F = E + 2 G N, Z = 2 E + 2 G N + H, K chunks, Q steps of a chunk,
-S splits of a group's heads.
+of Mamba-2 also H heads, P head_dim, G groups, F = E + 2 G N, Z = 2 E + 2 G N + H, K chunks, Q steps of a chunk.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,13 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.ops.fused_ssd import NUM_SMS, SSDSizes, hold_ssd_backward, hold_ssd_forward
+
 SCAN_CHUNK = 2048
 """Steps of the selective scan between which it keeps the state and the product of decays, in float32."""
-NUM_SMS = 132
-"""Multiprocessors of an H100 or H200: Mamba-2's backward splits the heads of a group until there are programs for all
-of them. Asking the device would start CUDA in the planning process."""
-DD_TILES = 8  # of a chunk's 256 steps: partial sums of D's and the decays' gradients
-STATE_TILE = 64  # of a head's states: partial sums of a chunk's decay
 
 
 def mamba_inner(
@@ -202,7 +196,7 @@ class FakeMamba2Block(torch.autograd.Function):
     forward, at most    saved, and conv ``B L F``, normed output ``B L E``, the states of chunks ``B K H P N`` twice
                         (narrow and float32) or scores ``B K G Q Q`` floats
     backward, at most   saved, and conv and its gradient ``2 B L F``, d(zxbcdt) ``B L Z``, output again and two
-                        gradients of it ``3 B L E``, and the scan's (:func:`_hold_ssd_backward`)
+                        gradients of it ``3 B L E``, and the scan's (:mod:`models.ops.fused_ssd`)
     ==================  ====================================================================================
 
     Where Z is no multiple of eight, the convolution takes a copy of its channels.
@@ -226,10 +220,10 @@ class FakeMamba2Block(torch.autograd.Function):
         batch, length, _ = zxbcdt.shape
         heads, width = A.shape[0], conv_weight.shape[0]
         inner = heads * head_dim
-        sizes = _SSDSizes(batch, length, heads, head_dim, groups, (width - inner) // groups // 2, chunk)
+        sizes = SSDSizes(batch, length, heads, head_dim, groups, (width - inner) // groups // 2, chunk)
         xBC = zxbcdt[..., inner : inner + width]
         xBC_conv = _convolved(xBC)  # (B, L, F)
-        out, *_held = _hold_ssd_forward(xBC_conv, sizes)
+        out, *_held = hold_ssd_forward(xBC_conv, sizes)
         rstd = torch.empty(groups * batch * length, dtype=torch.float32, device=out.device)
         normed = torch.empty_like(out)
         out_proj_weight = _autocast(out_proj_weight)
@@ -244,7 +238,7 @@ class FakeMamba2Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         zxbcdt, conv_weight, conv_bias, out, A, D, dt_bias, norm_weight, rstd, out_proj_weight = ctx.saved_tensors
-        sizes: _SSDSizes = ctx.sizes
+        sizes: SSDSizes = ctx.sizes
         inner, width = sizes.heads * sizes.head_dim, conv_weight.shape[0]
         xBC = zxbcdt[..., inner : inner + width]
         out_again = torch.empty_like(out)
@@ -253,7 +247,7 @@ class FakeMamba2Block(torch.autograd.Function):
         dnormed = F.linear(dy, out_proj_weight.t())  # (B, L, E)
         dout = torch.empty_like(out)
         dnorm_weight = _norm_weight_gradient(norm_weight, sizes.groups, out.element_size())
-        _hold_ssd_backward(xBC_conv, zxbcdt[..., -sizes.heads :], sizes)
+        hold_ssd_backward(xBC_conv, zxbcdt[..., -sizes.heads :], sizes)
         dA, dD, ddt_bias = (torch.empty_like(t, dtype=torch.float32) for t in (A, D, dt_bias))
         dout_proj_weight = torch.einsum("bld,ble->de", dy, out_again)
         # The convolution: x again if its rows are not aligned, and then a gradient that is copied into its place.
@@ -265,71 +259,6 @@ class FakeMamba2Block(torch.autograd.Function):
         return (
             dzxbcdt, dconv_weight, dconv_bias, ddt_bias, dA, dD, dnorm_weight, dout_proj_weight, None, None, None,
         )  # fmt: skip
-
-
-class _SSDSizes:
-    """Shapes of what the state space dual's kernels hold."""
-
-    def __init__(
-        self, batch: int, length: int, heads: int, head_dim: int, groups: int, d_state: int, chunk: int
-    ) -> None:
-        num_chunks = math.ceil(length / chunk)
-        self.heads, self.head_dim, self.groups = heads, head_dim, groups
-        self.out = (batch, length, heads * head_dim)
-        self.per_step = (batch, heads, num_chunks, chunk)
-        self.scores = (batch, num_chunks, groups, chunk, chunk)
-        self.states = (batch, num_chunks, heads, head_dim, d_state)
-        self.last_state = (batch, heads, head_dim, d_state)
-        self.dBC = (batch, length, groups, d_state)
-        self.state_tiles = (batch, heads, num_chunks, math.ceil(head_dim * d_state / STATE_TILE))
-        heads_a_group = heads // groups
-        heads_a_program = max(min(math.ceil(batch * num_chunks * heads / NUM_SMS), heads_a_group), 1)
-        self.splits = math.ceil(heads_a_group / heads_a_program)
-
-
-def _hold_ssd_forward(like: Tensor, sizes: _SSDSizes) -> tuple[Tensor, ...]:
-    """``out`` in the dtype of ``like``, and what is held beside it until the block returns."""
-    wide = functools.partial(torch.empty, dtype=torch.float32, device=like.device)
-    decay_sums, dt = wide(sizes.per_step), wide(sizes.per_step)
-    wide_states = wide(sizes.states)
-    states, last_state = like.new_empty(sizes.states), wide(sizes.last_state)
-    del wide_states
-    _scores = wide(sizes.scores)
-    return like.new_empty(sizes.out), decay_sums, dt, states, last_state
-
-
-def _hold_ssd_backward(like: Tensor, dt_BLH: Tensor, sizes: _SSDSizes) -> None:
-    """What the scan's backward holds while it runs, with x, B and C as one tensor ``like``.
-
-    Most of it is the states of chunks and their gradients (float32, then narrow too, then narrow alone), scores
-    twice, and, at short lengths, gradients of B, C and the scores once for each split of the heads.
-    """
-    wide = functools.partial(torch.empty, dtype=torch.float32, device=like.device)
-    held: list[Tensor] = [dt_BLH.clone(), wide(sizes.per_step), wide(sizes.per_step), wide(sizes.scores)]
-    own_states = wide(sizes.states)  # of each chunk alone
-    wide_states, last_state = wide(sizes.states), wide(sizes.last_state)
-    del own_states
-    wide_dstates, dstates = wide(sizes.states), like.new_empty(sizes.states)
-    states = wide_states if like.dtype == torch.float32 else like.new_empty(sizes.states)
-    held += [last_state, states, dstates, wide(sizes.state_tiles).sum(-1)]
-    del wide_states, wide_dstates
-    # x's gradient has its place already; D's and dt's.
-    batch, heads, num_chunks, chunk = sizes.per_step
-    held += [wide(DD_TILES, batch, num_chunks, heads).sum((0, 1, 2)), wide(sizes.per_step)]
-    for _ in ("B", "C"):  # its gradient, and its part of the decays'
-        held.append(wide(sizes.per_step))
-        held.append(_summed_over_splits(wide, sizes.dBC, sizes.splits))
-    held.append(_summed_over_splits(wide, sizes.scores, sizes.splits))
-    suffix_sums = wide(sizes.per_step).flip(-1)
-    suffix_sums = suffix_sums.cumsum(-1)
-    suffix_sums = suffix_sums.flip(-1)
-    ddecay = wide(batch, heads, num_chunks, DD_TILES, chunk).sum(3)
-    ddecay += suffix_sums + suffix_sums
-
-
-def _summed_over_splits(wide: Callable[..., Tensor], shape: tuple[int, ...], splits: int) -> Tensor:
-    """A gradient that each of the splits has its own part of."""
-    return wide(*shape[:2], splits, *shape[2:]).sum(2)
 
 
 def _aligned(xBC_BLF: Tensor) -> Tensor:

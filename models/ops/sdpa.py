@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.ops.context import is_fake, stands_for
+from models.ops.fused_attention import expected_kernel, fake_attention
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -50,6 +51,12 @@ def force_kernel(name: str) -> Iterator[None]:
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, str]:
     """The output, and the name of the kernel for the record."""
     if is_fake(q):
+        kernel_asked = _forced.get() or "auto"
+        if kernel_asked == "math":  # PyTorch's own operators, which a prediction sees
+            with sdpa_kernel(SDPBackend.MATH):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale), "sdpa-math"
+        if stands_for(q) == "cuda":
+            return fake_attention(q, k, v, kernel_asked if kernel_asked in KERNELS else expected_kernel(q)), "predicted"
         # Held while the prediction's fake kernel "runs"; the real one allocates it out of our sight.
         scratch = cpu_scratch(q, k.shape[2]) if stands_for(q) == "cpu" else None
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)

@@ -14,14 +14,12 @@ Shape suffixes: B batch, L time, H heads, P head width, N states, G groups (each
 """
 
 import functools
-import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from models.ops.context import is_fake, observe, relative_error, stands_for, why_missing
+from models.ops.fused_ssd import FakeMambaSSD
 from models.ops.ssd_chunked import CHUNK, ChunkedSSD, chunked_forward, split_segments
 
 BACKENDS = ("mamba-ssm", "chunked", "sequential")
@@ -204,7 +202,7 @@ def _mamba_ssm(x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Te
     inputs_BLHP, B, C = (t.to(narrow) for t in (inputs_BLHP, B, C))
     h0 = None if h0 is None else h0.float()
     if is_fake(x):
-        y_BLHP, h_last_BHPN = _FakeMambaSSD.apply(inputs_BLHP, dt_BLH, A_H, B, C, h0)
+        y_BLHP, h_last_BHPN = FakeMambaSSD.apply(inputs_BLHP, dt_BLH, A_H, B, C, h0)
     else:
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
@@ -212,49 +210,6 @@ def _mamba_ssm(x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, h0: Te
             inputs_BLHP, dt_BLH, A_H, B, C, CHUNK["mamba-ssm"], initial_states=h0, return_final_states=True
         )
     return y_BLHP.to(x.dtype), h_last_BHPN
-
-
-class _FakeMambaSSD(torch.autograd.Function):
-    """Allocates the large part of what mamba_ssm's MambaChunkScanCombinedFn does, for memory prediction."""
-
-    @staticmethod
-    def _sizes(x: Tensor, B: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
-        steps = CHUNK["mamba-ssm"]
-        num_chunks = math.ceil(length / steps)
-        per_step, scores = (batch, heads, num_chunks, steps), (batch, num_chunks, groups, steps, steps)
-        return per_step, scores, (batch, num_chunks, heads, width, states)
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        per_step, scores, chunk_states = _FakeMambaSSD._sizes(x, B)
-        wide = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
-        decay_sums, _dt = wide(per_step), wide(per_step)
-        wide_states = wide(chunk_states)
-        _states, h_last_BHPN = torch.empty_like(wide_states, dtype=C.dtype), torch.empty_like(wide_states[:, 0])
-        del wide_states
-        _held = wide(scores)
-        y_BLHP = torch.empty_like(x, memory_format=torch.contiguous_format)
-        ctx.save_for_backward(y_BLHP, x, dt, decay_sums, A, B, C, h0)
-        return y_BLHP, h_last_BHPN
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gy: Tensor, gh_last: Tensor) -> tuple[Tensor | None, ...]:
-        _, x, dt, _, A, B, C, h0 = ctx.saved_tensors
-        per_step, scores, chunk_states = _FakeMambaSSD._sizes(x, B)
-        wide = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
-        dB, dC, ddt = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (B, C, dt))
-        _held: list[Tensor] = [gy.contiguous(), dt.clone(), wide(per_step), wide(per_step), wide(scores)]
-        states, dstates = wide(chunk_states), wide(chunk_states)
-        states, dstates = (t.to(x.dtype, copy=True) for t in (states, dstates))
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        # Split over heads where there are too few chunks to fill the GPU; not at lengths where memory matters.
-        _held += [wide(per_step) for _ in range(4)] + [wide(B.shape), wide(B.shape), wide(scores)]
-        dh0 = None if h0 is None else torch.empty_like(h0)
-        return dx, ddt, torch.empty_like(A), dB, dC, dh0
 
 
 def _unseen_flops(name: str, x: Tensor, log_decay: Tensor | None, B: Tensor) -> tuple[float, float]:

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import benchmarks.generation as generation
-from benchmarks.generation import predicted_generation, run_generation, throughput
+from benchmarks.generation import predicted_generation, run_generation
 from benchmarks.generation_checks import check_tokens, prompt_ids
 from benchmarks.generation_loops import LOOPS, EagerLoop, GraphLoop
 from benchmarks.generation_models import GPT_NEOX, build_generation_model
 from benchmarks.generation_search import MAX_PROBES, Probe, is_bracketed, largest_fitting, search_largest
+from benchmarks.generation_times import host_times, throughput
 from harness import Trial, Unsupported, WrongOutput
 from harness.outcomes import is_out_of_memory
 from models import MODELS, family
@@ -81,6 +82,8 @@ def test_a_trial_gives_the_metrics_of_the_schema(name, loop, dtype):
     assert metrics["peak_alloc_bytes"] > weights + metrics["state_bytes"] * (loop != "transformers")
     assert 0 <= metrics["max_relative_error"] < (0.1 if dtype == "bfloat16" else 1e-5)
     assert result["backend"]["loop"].startswith(loop)
+    assert metrics["l2_policy"].startswith("warm")
+    assert not metrics.keys() & {"host_ms", "launch_bound"}  # a CPU is its own host
     assert "prefill_ms" not in reported[0] and reported[0]["params"] == metrics["params"]
 
 
@@ -99,6 +102,28 @@ def test_rates_are_of_the_medians():
     assert metrics["few_samples"].startswith("3 of 5")
     assert "few_samples" not in throughput([(1.0, 1.0)] * 5, batch=1, new_tokens=1)
     assert "decode_tokens_per_s" not in throughput([(2.0, -0.1)] * 5, batch=1, new_tokens=1)
+
+
+def test_launch_bound_is_where_prefill_and_steps_take_the_host_as_long():
+    issued, samples = [(2.0, 0.5), (2.0, 0.5), (9.0, 4.0)], [(3.0, 99.0), (3.0, 97.0)]
+    metrics = host_times(issued, samples, 10)
+    assert metrics["prefill_host_ms"] == [2.0, 2.0, 9.0] and metrics["step_host_ms"] == [0.5, 0.5, 4.0]
+    assert metrics["host_ms"] == [7.0, 7.0, 49.0] and metrics["launch_bound"] is False
+    assert host_times(issued, samples, 200)["launch_bound"] is True  # 102 of 101 ms
+    assert host_times([], samples, 10) == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU is its own host")
+@pytest.mark.parametrize(("name", "loop"), [*(("mamba-tiny", loop) for loop in ("eager", "cuda_graph")), WAYS[-1]])
+@pytest.mark.parametrize("new_tokens", [2, 12])
+def test_the_hosts_time_is_that_of_issuing_and_steps_stay_within_their_states(name, loop, new_tokens):
+    trial = make_trial(name, loop, new_tokens=new_tokens, device="cuda")
+    metrics = measure(trial)["metrics"]
+    if loop == "transformers":  # waits for the device itself
+        assert "host_ms" not in metrics
+        return
+    assert 1 <= len(metrics["step_host_ms"]) <= min(5, new_tokens)
+    assert isinstance(metrics["launch_bound"], bool) and min(metrics["host_ms"]) > 0
 
 
 # --------------------------------------------------------------------------------------------------

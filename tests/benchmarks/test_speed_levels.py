@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import time
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from benchmarks.ceilings import CEILINGS, CHAIN
 from benchmarks.operator_costs import Shape
 from benchmarks.operators import OPERATORS, Draw, dual, dual_error, full_scan, full_scan_error
 from benchmarks.plan import _predicted, predicted_cost
-from benchmarks.speed import overhead_s, run_speed
+from benchmarks.speed import run_speed
 from benchmarks.suite_trials import Selection, expand
 from benchmarks.suites import load_suite
 from benchmarks.workloads import build_workload
@@ -161,12 +162,11 @@ def test_a_wrong_operator_gets_no_speed(monkeypatch):
         measured(speed_trial("selective_scan_full", "operator"))
 
 
-def test_overhead_is_what_no_phase_accounts_for():
+def test_phases_account_for_the_time_of_a_trial():
+    began = time.perf_counter()
     metrics, _ = measured(speed_trial("fft_conv", "operator"))
     assert set(metrics["phases_s"]) == {"memory", "check", "timing"}
-    spent = sum(metrics["phases_s"].values())
-    assert overhead_s({"wall_s": spent + 0.5, "metrics": metrics}) == pytest.approx(0.5)
-    assert overhead_s({"wall_s": 1.0, "metrics": {}}) is None
+    assert 0 < sum(metrics["phases_s"].values()) < time.perf_counter() - began
 
 
 # --- the suite -----------------------------------------------------------------------------------------------------

@@ -70,6 +70,14 @@ def test_mixed_policies_are_counted_and_equal_ones_are_not() -> None:
     assert mixed["Last-level cache (L2)"] == "warm (2 of 3 trials); cold (1 of 3 trials)"
 
 
+def test_overhead_is_what_no_phase_accounts_for() -> None:
+    phases = {"first_call": 0.5, "memory": 1.0, "check": 0.25, "timing": 0.25}
+    records = [_timed(1024 * n, phases_s=phases) | {"wall_s": 2.0 + overhead} for n, overhead in ((1, 0.2), (2, 0.4))]
+    records.append(_timed(4096) | {"wall_s": 99.0})  # of a run that did not measure its phases
+    assert _table(records)["Harness overhead of a trial"].startswith("median 0.3 s, quartiles 0.25 to 0.35 s, of 2 ")
+    assert _table([_timed(1024)])["Harness overhead of a trial"] == NOT_RECORDED
+
+
 def test_without_a_timed_trial_there_is_no_table() -> None:
     records = [builder.speed("mamba-tiny", 1024, "oom", message="no memory")]
     assert isinstance(conditions_table(frames.trials_frame(records), {}), pd.DataFrame)

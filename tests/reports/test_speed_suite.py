@@ -291,6 +291,11 @@ def test_few_samples_of_a_generation_and_launch_bound_points_of_a_roofline_are_m
     for figure in (generation.throughput_figure(frame), generation.phases_figure(frame)):
         assert set(figure.data.loc[figure.data["mark"] == "few_samples", "batch"]) == {4}
         assert "few samples" in " ".join(text.get_text() for text in figure.figure.legends[0].get_texts())
+    bound = builder.generation(
+        "mamba-1.4b", 16, prefill=[1.0] * 5, decode=[9.0] * 5, host_ms=[9.5] * 5, launch_bound=True, state_bytes=32
+    )
+    ringed = generation.throughput_figure(frames.generation_frame(frames.trials_frame([few, many, bound]))).data
+    assert set(ringed.loc[ringed["mark"] == "launch_bound", "batch"]) == {16}
     data = drawings["roofline-operator-forward-width1024-state16"].data
     measured = set(data.loc[data["mark"] == "measured", ["model", "flop_per_byte", "value"]].itertuples(index=False))
     bound = set(data.loc[data["mark"] == "launch_bound", ["model", "flop_per_byte", "value"]].itertuples(index=False))
