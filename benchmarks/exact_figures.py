@@ -198,4 +198,4 @@ def _protocol(task_name: str) -> Mapping[str, Any]:
         steps=TRAINED_STEPS, curve_every=1, validation_examples=16, score_lengths=list(SCORED_LENGTHS),
         score_tokens=2**14, max_examples=128, score_regions=4,
     )  # fmt: skip
-    return entry.model_dump(warnings=False)
+    return entry.model_dump(warnings=False, exclude_none=True)

@@ -30,6 +30,7 @@ from models.ops.context import observing, predicting
 from models.ops.selective_scan import force_backend
 from tasks import Task, make_task
 from tasks.cache import cache_dir, write_atomically
+from tasks.language.text import DEFAULT_BPE_VOCAB
 
 ROOT = Path(__file__).parent.parent
 _START_S = {"cpu": 0.4, "cuda": 1.2}
@@ -90,7 +91,7 @@ def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Predicti
         trial_id=trial_id,
         time_limit_s=item.time_limit_s,
         num_threads=trial.protocol.get("threads"),
-        payload=settings.payload(),
+        payload=settings.payload() | ({"init_from": str(Path(item.init_from).resolve())} if item.init_from else {}),
         together=_together_key(trial),
         max_together=trial.protocol.get("seeds_together", 1),
         speed_key=_speed_key(trial),
@@ -255,8 +256,10 @@ def _training_step(trial: Trial) -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        logits = model.lm_head(model.hidden(ids_BL)[:, scored]).float()
-        F.cross_entropy(logits.flatten(0, 1), ids_BL[:, scored].flatten()).backward()
+        for ids_bL in ids_BL.chunk(trial.protocol.get("microbatches", 1)):
+            logits = model.lm_head(model.hidden(ids_bL)[:, scored]).float()
+            F.cross_entropy(logits.flatten(0, 1), ids_bL[:, scored].flatten()).backward()
+            del logits  # or they would lie beside the next ones
         optimizer.step()
 
     return step
@@ -268,6 +271,9 @@ _VOCAB_SIZES: dict[str, int] = {"language": 256, "dna": 5, "audio": 256, "speech
 def _vocab_size(trial: Trial) -> int:
     """Of the task; the data-set tasks' are known without reading their data."""
     assert trial.task is not None
+    options = trial.protocol.get("task_options", {})
+    if trial.task == "language" and options.get("tokenizer") == "bpe":
+        return int(options.get("vocab_size") or DEFAULT_BPE_VOCAB)
     if trial.task in _VOCAB_SIZES:
         return _VOCAB_SIZES[trial.task]
     return _task(trial).vocab_size

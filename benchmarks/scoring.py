@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.memory import available_memory_bytes, host_peak
 from harness.outcomes import is_out_of_memory
-from harness.statistics import batch_means, clustered_proportion, mean_estimate, wilson
+from harness.statistics import Estimate, batch_means, clustered_proportion, mean_estimate, wilson
 from models import Model
 from tasks import Batch, ExampleStream, Task, TaskError
 from tasks.base import IGNORE_INDEX
@@ -167,6 +167,8 @@ def _score(
     correct_per_example: list[int] = []
     scored_per_example: list[int] = []
     nats: list[np.ndarray] = []
+    num_bytes: list[np.ndarray] = []
+    token_bytes = task.token_bytes if isinstance(task, CorpusTask) else None
     held_bytes = 0
     if device.type == "cuda":
         held_bytes = torch.cuda.memory_allocated(device)
@@ -182,6 +184,8 @@ def _score(
         scored_per_example += scored_BL.sum(1).tolist()
         if task.metric == "bits_per_token":
             nats += list(losses_BL.masked_fill(~scored_BL, math.nan).cpu().numpy())
+            if token_bytes is not None:  # all of a text's targets are scored
+                num_bytes += list(token_bytes[targets_BL.cpu().numpy()])
         if time.monotonic() > deadline:
             break
     examples = len(correct_per_example)
@@ -203,7 +207,8 @@ def _score(
             else clustered_proportion(correct_per_example, answers)
         )
         return entry | {"accuracy": estimate.as_dict()}
-    return entry | _bits(np.stack(nats), sum(correct_per_example), sum(scored_per_example))
+    bytes_EL = np.stack(num_bytes) if num_bytes else None
+    return entry | _bits(np.stack(nats), sum(correct_per_example), sum(scored_per_example), bytes_EL)
 
 
 def _now_ns(device: torch.device) -> int:
@@ -226,30 +231,44 @@ def _losses(model: Model, hidden_BLD: Tensor, targets_BL: Tensor) -> tuple[Tenso
     return losses.view_as(targets_BL), correct.view_as(targets_BL)
 
 
-def _bits(nats_EL: np.ndarray, correct: int, scored: int) -> dict[str, Any]:
-    """Bits per token overall and by position, over E windows of length L (NaN: not scored)."""
+def _bits(nats_EL: np.ndarray, correct: int, scored: int, bytes_EL: np.ndarray | None = None) -> dict[str, Any]:
+    """Bits per token, and per byte of text, overall and by position, over E windows of length L (NaN: not scored)."""
     bits_EL = nats_EL / math.log(2)
-    estimate, unit = _bits_estimate(bits_EL)
+    means, unit = _unit_means(bits_EL)
+    per_byte: dict[str, Any] = {}
+    if bytes_EL is not None:
+        estimate = ratio_estimate(means, _unit_means(bytes_EL)[0])
+        per_byte["bits_per_byte"] = {**_finite(estimate.as_dict()), "unit": unit}
     by_position = []
     for start, stop in _position_ranges(bits_EL.shape[1]):
-        part, _ = _bits_estimate(bits_EL[:, start:stop])
-        by_position.append({"start": start, "stop": stop, **_finite(part.as_dict())})
+        part = bits_EL[:, start:stop]
+        about: dict[str, Any] = {"start": start, "stop": stop, **_finite(mean_estimate(_unit_means(part)[0]).as_dict())}
+        if bytes_EL is not None:
+            about["bits_per_byte"] = float(part.sum(dtype=np.float64) / bytes_EL[:, start:stop].sum())
+        by_position.append(about)
     return {
-        "bits_per_token": {**_finite(estimate.as_dict()), "unit": unit},
+        "bits_per_token": {**_finite(mean_estimate(means).as_dict()), "unit": unit},
+        **per_byte,
         "bits_by_position": by_position,
         # The token accuracy comes without an interval: neighbouring tokens are not independent.
         "token_accuracy": correct / max(scored, 1),
     }
 
 
-def _bits_estimate(bits_EL: np.ndarray) -> tuple[Any, str]:
-    """Windows are the independent units; with too few of them, stretches of windows stand in."""
-    examples, length = bits_EL.shape
+def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
+    """Sum over sum, with the interval of the ratio to first order: that of the units' deviations from it."""
+    ratio = numerators.sum() / denominators.sum()
+    return mean_estimate(ratio + (numerators - ratio * denominators) / denominators.mean())
+
+
+def _unit_means(values_EL: np.ndarray) -> tuple[np.ndarray, str]:
+    """Means of the independent units, which are windows; with too few of them, stretches of windows stand in."""
+    examples, length = values_EL.shape
     if examples >= _MIN_UNITS:
-        return mean_estimate(np.nanmean(bits_EL, axis=1)), "window"
+        return np.nanmean(values_EL, axis=1), "window"
     stretches = max(1, min(length // 64, -(-_MIN_UNITS // examples)))
-    means = [batch_means(row[~np.isnan(row)], stretches) for row in bits_EL if (~np.isnan(row)).sum() >= stretches]
-    return mean_estimate(np.concatenate(means)), f"stretch of {length // stretches} tokens"
+    means = [batch_means(row[~np.isnan(row)], stretches) for row in values_EL if (~np.isnan(row)).sum() >= stretches]
+    return np.concatenate(means), f"stretch of {length // stretches} tokens"
 
 
 def _position_ranges(seq_len: int) -> list[tuple[int, int]]:

@@ -94,23 +94,38 @@ class GenerationEntry(_Entry):
 
 
 class TrainingEntry(_ModelEntry):
-    """Train at one length under a budget of steps, score at many.
+    """Train at one length, or at each of several, under a budget of steps; score at many.
 
     ``dtype`` is that of the arithmetic: bfloat16 is autocast over float32 weights. Whether the loss is on answers
-    alone or on every position is the task's own option (``task_options: {loss: every}``).
+    alone or on every position is the task's own option (``task_options: {loss: every}``). ``lengths`` instead of
+    ``seq_len`` is a trial each, and what ``--lengths`` then picks from; ``tokens`` instead of ``batch`` gives each as
+    many sequences as fill that number of tokens a step.
     """
 
     kind: Literal["training"]
     tasks: list[str] = Field(min_length=1)
     task_options: dict[str, Any] = {}
-    seq_len: Length
+    seq_len: Length | None = None
+    lengths: Lengths | None = None
+    tokens: Length | None = None
+    microbatches: int = Field(default=1, gt=0)
+    """How many parts of a step's sequences go one after the other, for the memory of one; the step stays the same.
+    Of a step of fewer sequences, each is a part."""
     steps: int = Field(gt=0)
+    length_warmup: Lengths | None = None
+    """Shorter lengths that are trained at first, at the same number of tokens a step; those below the trial's own."""
+    length_warmup_steps: int | None = Field(default=None, gt=0)
+    """Of ``steps``, how many each of those lengths gets."""
+    init_from: str | None = None
+    """Folder of checkpoints to start from: each trial takes that of its model, length and, where there is, seed."""
     lr: PerModel
     optimizer: Literal["adam", "adamw"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
+    final_lr: float | None = Field(default=None, ge=0)
+    """Where the cosine ends; at a tenth of the learning rate if not given."""
     grad_clip: float = Field(default=1.0, ge=0)
     tf32: bool = True
     """Whether float32 products on CUDA may use TF32."""
@@ -118,11 +133,14 @@ class TrainingEntry(_ModelEntry):
     """Steps between two points of the curves, each with a validation; a sixtieth of the steps if not given."""
     validation_examples: int = Field(default=64, gt=0)
     """Size of the fixed validation set, the same for every model and seed."""
+    validation_loss: bool = False
+    """Whether each point of the curves has the loss on the validation set too."""
     threshold: float = Field(default=0.95, gt=0, le=1)
     """Accuracy on the validation set that counts as learned (``steps_to_threshold``)."""
     seeds_together: int = Field(default=1, gt=0)
     """How many seeds train at a time on a GPU, in one process: none of them then says how fast it was."""
-    score_lengths: Lengths
+    score_lengths: Lengths | None = None
+    """The training length always is; it alone if this is not given."""
     score_tokens: int = Field(default=2**16, gt=0)
     score_regions: int = Field(default=8, gt=0)
     """Stretches of the test data, at least, each as long as the longest score, that every length is scored on."""
@@ -140,7 +158,47 @@ class TrainingEntry(_ModelEntry):
             raise ValueError(
                 f"weight_decay={self.weight_decay:g} with adam would be a penalty; use adamw, or leave it 0"
             )
+        if self.final_lr is not None and self.schedule != "cosine":
+            raise ValueError(f"final_lr={self.final_lr:g} belongs to schedule: cosine; add that, or leave it out")
+        if (self.seq_len is None) == (self.lengths is None):
+            raise ValueError("give either seq_len or lengths")
+        if self.tokens and "batch" in self.model_fields_set:
+            raise ValueError("batch and tokens exclude each other; keep one")
+        self._check_lengths()
         return self
+
+    @property
+    def train_lengths(self) -> list[int]:
+        return self.lengths or [self.seq_len]  # type: ignore[list-item]
+
+    def batch_at(self, seq_len: int) -> int:
+        """How many sequences of this length a step has."""
+        return self.tokens // seq_len if self.tokens else self.batch
+
+    def stages_at(self, seq_len: int) -> list[list[int]]:
+        """Length and steps of each stage of the warm-up before this length."""
+        return [[stage, self.length_warmup_steps or 0] for stage in self.length_warmup or () if stage < seq_len]
+
+    def _check_lengths(self) -> None:
+        if (self.length_warmup is None) != (self.length_warmup_steps is None):
+            raise ValueError("length_warmup and length_warmup_steps go together; give both or neither")
+        if sorted({*(self.length_warmup or ())}) != (self.length_warmup or []):
+            raise ValueError(f"length_warmup={self.length_warmup} must rise; order the lengths")
+        for seq_len in self.train_lengths:
+            if self.tokens and self.tokens % seq_len:
+                raise ValueError(f"tokens={self.tokens} is no multiple of the length {seq_len}; change one")
+            stages = self.stages_at(seq_len)
+            for stage, _ in stages:
+                if self.batch_at(seq_len) * seq_len % stage:
+                    raise ValueError(
+                        f"a step of {self.batch_at(seq_len) * seq_len} tokens does not split into sequences of {stage} "
+                        "(length_warmup); change one"
+                    )
+            if sum(steps for _, steps in stages) >= self.steps:
+                raise ValueError(
+                    f"length_warmup takes all of steps={self.steps} before the length {seq_len} itself; "
+                    "raise steps or lower length_warmup_steps"
+                )
 
 
 Entry = SpeedEntry | GenerationEntry | TrainingEntry

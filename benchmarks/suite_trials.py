@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.suite_entries import Entry, GenerationEntry, PerModel, SpeedEntry, TrainingEntry
 from benchmarks.suites import Suite, SuiteError, near_misses
+from benchmarks.training_start import identify
 from harness import Trial
 from models import family, find_factory, model_names
 
@@ -28,6 +30,8 @@ class SuiteTrial:
 
     trial: Trial
     time_limit_s: float
+    init_from: str | None = None
+    """Where the checkpoint lies that the trial's protocol names."""
 
 
 def expand(
@@ -46,9 +50,9 @@ def expand(
     trials: dict[Trial, SuiteTrial] = {}
     for entry in (entry for entry in suite.trials if device in entry.devices):
         for trial in _expand_entry(entry, selection, device, source_of):
-            trials.setdefault(
-                trial, SuiteTrial(trial=trial, time_limit_s=_per_model("time_limit_s", entry.time_limit_s, trial.model))
-            )
+            time_limit_s = _per_model("time_limit_s", entry.time_limit_s, trial.model)
+            init_from = getattr(entry, "init_from", None)
+            trials.setdefault(trial, SuiteTrial(trial=trial, time_limit_s=time_limit_s, init_from=init_from))
     if not trials:
         raise SuiteError(
             f"nothing in suite {suite.name!r} matches the selection; `seqbench plan {suite.name}` shows what it holds"
@@ -160,27 +164,38 @@ def _generation_trials(entry: GenerationEntry, selection: Selection, device: str
 def _training_trials(
     entry: TrainingEntry, selection: Selection, device: str, source_of: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Trial]:
-    score_lengths = sorted({entry.seq_len, *(selection.lengths or entry.score_lengths)})
-    for task in entry.tasks:
-        if selection.tasks and task not in selection.tasks:
+    for seq_len in entry.train_lengths:
+        scored = entry.score_lengths or []
+        if entry.lengths is None:
+            scored = list(selection.lengths) or scored
+        elif selection.lengths and seq_len not in selection.lengths:
             continue
-        for model in _selected_models(entry, selection):
-            for seed in selection.seeds or entry.seeds:
-                yield Trial(
-                    kind="training",
-                    model=model,
-                    task=task,
-                    seq_len=entry.seq_len,
-                    batch=entry.batch,
-                    dtype=entry.dtype if entry.dtype != "auto" else "float32",
-                    direction="train",
-                    device=device,
-                    seed=seed,
-                    protocol=_training_protocol(entry, task, model, score_lengths, source_of, device),
-                )
+        score_lengths = sorted({seq_len, *scored})
+        for task in entry.tasks:
+            if selection.tasks and task not in selection.tasks:
+                continue
+            for model in _selected_models(entry, selection):
+                for seed in selection.seeds or entry.seeds:
+                    protocol = _training_protocol(entry, task, model, seq_len, score_lengths, source_of, device)
+                    if entry.init_from:
+                        protocol["init_from"] = identify(Path(entry.init_from), model=model, seq_len=seq_len, seed=seed)
+                    yield Trial(
+                        kind="training",
+                        model=model,
+                        task=task,
+                        seq_len=seq_len,
+                        batch=entry.batch_at(seq_len),
+                        dtype=entry.dtype if entry.dtype != "auto" else "float32",
+                        direction="train",
+                        device=device,
+                        seed=seed,
+                        protocol=protocol,
+                    )
 
 
-_NAMED_IF_CHOSEN = ("tf32", "curve_every", "validation_examples", "threshold", "seeds_together")
+_NAMED_IF_CHOSEN = (
+    "tf32", "curve_every", "validation_examples", "validation_loss", "threshold", "seeds_together", "final_lr",
+)  # fmt: skip
 """Choices that protocols did not have at first: naming their defaults would part every trial from its baseline."""
 
 
@@ -192,6 +207,7 @@ def _training_protocol(
     entry: TrainingEntry,
     task: str,
     model: str,
+    seq_len: int,
     score_lengths: Sequence[int],
     source_of: Mapping[str, Mapping[str, Any]],
     device: str,
@@ -204,10 +220,14 @@ def _training_protocol(
     chosen = {name: getattr(entry, name) for name in _NAMED_IF_CHOSEN if getattr(entry, name) != _default(name)}
     if device == "cpu":  # it has neither
         chosen = {name: value for name, value in chosen.items() if name not in ("seeds_together", "tf32")}
+    if stages := entry.stages_at(seq_len):
+        chosen["length_warmup"] = stages
+    if (parts := min(entry.microbatches, entry.batch_at(seq_len))) > 1:
+        chosen["microbatches"] = parts
     return {
         **{name: getattr(entry, name) for name in copied},
         **chosen,
-        "train_len": entry.seq_len,
+        "train_len": seq_len,
         "optimizer": entry.optimizer,
         "betas": list(entry.betas),
         "lr": _per_model("lr", entry.lr, model),

@@ -8,7 +8,7 @@ time limit cuts in training itself is saved, and the same command goes on from t
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from benchmarks.scoring import score_at
 from benchmarks.speed import describe_backend
 from benchmarks.training_learner import DTYPES, Learner, autocast, sampled_evenly, training_facts
 from benchmarks.training_loop import train
+from benchmarks.training_start import start_from_checkpoint
 from benchmarks.training_state import load_state, save_state, state_path
 from harness import CutShort, Trial, TrialFailure, Unsupported
 from harness.memory import keep_freed_memory, memory_of
@@ -26,6 +27,7 @@ from models import build_model
 from models.checkpoint import save_checkpoint
 from models.ops.context import observing
 from tasks import ExampleStream, Task, TaskError, make_task
+from tasks.cache import write_atomically
 
 _MAX_LATENCY_SAMPLES = 50
 _WARM_UP_STEPS = 5
@@ -130,8 +132,12 @@ def _members(trial: Trial, task: Task, context: Mapping[str, Any], device: torch
         "state_bytes": description.state_bytes,
         "chance": task.chance,
         "source": {"name": task.provenance.name, "kind": task.provenance.kind, "note": task.provenance.note},
+        # The model's own products and mixing, forward and twice as much backward; nothing that is computed again.
+        "model_flops_per_step": 3.0 * trial.batch * description.forward_flops,
         "loss_on": "every position" if task.scored_positions("train") == slice(None) else "answers",
     }
+    if task.provenance.tokenizer_sha256:
+        metrics["source"]["tokenizer_sha256"] = task.provenance.tokenizer_sha256
     del model
     metrics |= _memory_of_a_step(trial, task, device)
     backend["host_allocator"] = keep_freed_memory()
@@ -142,6 +148,7 @@ def _members(trial: Trial, task: Task, context: Mapping[str, Any], device: torch
     members = []
     for own, trial_id in given:
         own_model = build_model(own.model, vocab_size=task.vocab_size, seed=own.seed, device=own.device)
+        start_from_checkpoint(own_model, task, own, context.get("init_from"))
         learner = Learner(own_model, task, own)
         member = _Member(trial=own, trial_id=trial_id, learner=learner, metrics=dict(metrics), backend=dict(backend))
         if context.get("states"):
@@ -203,9 +210,14 @@ def _save_checkpoints(members: list[_Member], context: Mapping[str, Any]) -> Non
             name = f"{trial.model.replace('/', '_')}-{trial.task}-{member.trial_id[:12]}"
             about = {
                 "task": trial.task, "trial_id": member.trial_id, "steps": trial.protocol["steps"],
-                "train_len": trial.seq_len,
+                "train_len": trial.seq_len, "seed": trial.seed,
             }  # fmt: skip
-            save_checkpoint(member.learner.model, Path(context["checkpoints"]) / name, name=trial.model, about=about)
+            if (tokenizer := member.learner.task.provenance.tokenizer_sha256) is not None:
+                about["tokenizer_sha256"] = tokenizer
+            folder = Path(context["checkpoints"]) / name
+            for file, content in member.learner.task.checkpoint_files().items():
+                write_atomically(folder / file, content.encode())
+            save_checkpoint(member.learner.model, folder, name=trial.model, about=about)
 
 
 def _score(member: _Member, task: Task, device: torch.device, publish: Callable[[], None]) -> None:
@@ -227,7 +239,8 @@ def _score(member: _Member, task: Task, device: torch.device, publish: Callable[
 
 
 def _memory_of_a_step(trial: Trial, task: Task, device: torch.device) -> dict[str, int]:
-    """Allocator peak of model, optimizer and two steps, built afresh so that all of it is counted."""
+    """Allocator peak of model, optimizer and two steps at full length, built afresh so that all of it is counted."""
+    trial = replace(trial, protocol={**trial.protocol, "length_warmup": []})
 
     def two_steps() -> None:
         model = build_model(trial.model, vocab_size=task.vocab_size, seed=trial.seed, device=trial.device)

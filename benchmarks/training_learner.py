@@ -1,7 +1,7 @@
 """A model in training: its optimizer, its examples, its curves, and a step that can be captured in a CUDA graph.
 
 Shape suffixes: B batch, L input length, N steps of a block, S steps of the whole training, P scored positions,
-D model width, V vocabulary.
+b sequences of a microbatch, D model width, V vocabulary.
 """
 
 import math
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.training_optimizer import build_optimizer, learning_rate
+from benchmarks.training_stages import Stage, stages_of
 from harness import NonFiniteLoss, Trial
 from models import Model
 from tasks import Batch, ExampleStream, Task
@@ -39,6 +40,8 @@ class TrainingLog:
 
     loss_curve: list[tuple[int, float]] = field(default_factory=list)
     validation_curve: list[tuple[int, float]] = field(default_factory=list)
+    validation_loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    """Nats a token."""
     train_s: float = 0.0
     resumed_at: list[int] = field(default_factory=list)
     captured: dict[str, bool | str] = field(default_factory=dict)
@@ -73,9 +76,12 @@ class Learner:
         self._next_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._losses_S = torch.zeros(self.steps, device=self.device)
         self._scored = task.scored_positions("train")
-        tokens = trial.batch * trial.seq_len
-        fitting = min(_MAX_BLOCK, self.steps, max(1, _BLOCK_TOKENS[self.device.type] // tokens))
+        self.tokens = trial.batch * trial.seq_len
+        """Of a step, whatever its stage."""
+        fitting = min(_MAX_BLOCK, self.steps, max(1, _BLOCK_TOKENS[self.device.type] // self.tokens))
         self._block_steps = block_steps or fitting
+        self._stages = stages_of(trial)
+        self._stage = self._stages[0]
         self._block = -1
         self._inputs_NBL = self._targets_NBL = self._next_1
         self._lrs_S: Tensor | None = None
@@ -87,18 +93,28 @@ class Learner:
     def finished(self) -> bool:
         return self.done == self.steps or self.failure is not None
 
+    @property
+    def stage(self) -> Stage:
+        """That the next step belongs to: a captured step is one of its stage."""
+        return next(stage for stage in self._stages if self.done < stage.end or stage.end == self.steps)
+
     def prepare(self) -> None:
         """The host's part of the next step: examples, where the last are used up; a CPU's learning rate."""
-        if (block := self.done // self._block_steps) != self._block:
+        if self.stage != self._stage:
+            self._stage, self._block = self.stage, -1
+            self.log.step_ms.clear()  # a speed is that of the last stage, at the trial's own length
+            self._inputs_NBL = self._targets_NBL = self._next_1  # let go of before the next are drawn
+        if (block := (self.done - self._stage.first) // self._block_steps) != self._block:
             self._draw(block)
         if self._lrs_S is None:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(self.done, self.protocol)
 
     def _draw(self, block: int) -> None:
-        steps, B = self._block_steps, self.trial.batch
+        steps, L = self._block_steps, self._stage.seq_len
+        B = self.tokens // L
         stream = ExampleStream(seed=self.trial.seed, split="train", start=block * steps * B)
-        batch = self.task.sample(stream, steps * B, self.trial.seq_len, device=self.device)
+        batch = self.task.sample(stream, steps * B, L, device=self.device)
         inputs_NBL, targets_NBL = (t.unflatten(0, (steps, B)) for t in (batch.inputs_BL, batch.targets_BL))
         if self._block < 0:
             self._inputs_NBL, self._targets_NBL = inputs_NBL.contiguous(), targets_NBL.contiguous()
@@ -109,20 +125,35 @@ class Learner:
 
     def step(self) -> None:
         """One step on the device. No value of it reaches the host."""
-        place_1 = self._next_1 % self._block_steps
+        place_1 = (self._next_1 - self._stage.first) % self._block_steps
         inputs_BL, targets_BL = (t.index_select(0, place_1)[0] for t in (self._inputs_NBL, self._targets_NBL))
         if self._lrs_S is not None:
             for group in self._optimizer.param_groups:
                 group["lr"].copy_(self._lrs_S.index_select(0, self._next_1)[0])
         self._optimizer.zero_grad(set_to_none=True)  # a captured backward then writes gradients and adds to none
-        with autocast(self.trial):
-            loss = loss_of(self.model, inputs_BL, targets_BL, self._scored)
-        loss.backward()
+        loss = self._backward(inputs_BL, targets_BL)
         if self.protocol["grad_clip"]:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.protocol["grad_clip"])
         self._optimizer.step()
-        self._losses_S.index_copy_(0, self._next_1, loss.detach().view(1))
+        self._losses_S.index_copy_(0, self._next_1, loss.view(1))
         self._next_1 += 1
+
+    def _backward(self, inputs_BL: Tensor, targets_BL: Tensor) -> Tensor:
+        """Gradients of the step's loss, and the loss; of ``microbatches`` one by one, for the memory of one."""
+        parts = self.protocol.get("microbatches", 1)
+        if parts == 1:
+            with autocast(self.trial):
+                loss = loss_of(self.model, inputs_BL, targets_BL, self._scored)
+            loss.backward()
+            return loss.detach()
+        num_targets = (targets_BL[:, self._scored] != IGNORE_INDEX).sum()
+        total = torch.zeros((), device=self.device)
+        for inputs_bL, targets_bL in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
+            with autocast(self.trial):
+                loss = loss_of(self.model, inputs_bL, targets_bL, self._scored, num_targets=num_targets)
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def drop_gradients(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -146,6 +177,8 @@ class Learner:
         self.log.loss_curve.append((self.done, round(float(self._losses_S[self.done - 1]), 5)))
         if self.task.metric == "accuracy":
             self.log.validation_curve.append((self.done, self._validation_accuracy()))
+        if self.protocol.get("validation_loss"):
+            self.log.validation_loss_curve.append((self.done, self._validation_loss()))
 
     @cached_property
     def _validation_set(self) -> Batch:
@@ -168,6 +201,21 @@ class Learner:
             correct += int(((logits_BPV.argmax(-1) == targets_BP) & asked_BP).sum())
             total += int(asked_BP.sum())
         return round(correct / total, 4)
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Mean over all targets of the validation set."""
+        batch, scored = self._validation_set, self.task.scored_positions("validation")
+        examples, positions = batch.inputs_BL.shape
+        total_1 = torch.zeros(1, dtype=torch.float64, device=self.device)
+        # Logits of a large vocabulary are most of the memory.
+        at_once = max(1, _VALIDATION_TOKENS // positions * 256 // max(256, self.task.vocab_size))
+        for part in torch.arange(examples, device=self.device).split(at_once):
+            targets_BL = batch.targets_BL[part]
+            with autocast(self.trial):
+                mean = loss_of(self.model, batch.inputs_BL[part], targets_BL, scored)
+            total_1 += mean.double() * (targets_BL[:, scored] != IGNORE_INDEX).sum()
+        return round(float(total_1) / int((batch.targets_BL[:, scored] != IGNORE_INDEX).sum()), 5)
 
     def steps_to_threshold(self) -> int | None:
         """The first step of the validation curve at which the task was learned."""
@@ -201,10 +249,18 @@ def autocast(trial: Trial) -> torch.autocast:
     return torch.autocast(torch.device(trial.device).type, dtype=DTYPES[trial.dtype], enabled=trial.dtype != "float32")
 
 
-def loss_of(model: Model, inputs_BL: Tensor, targets_BL: Tensor, scored: slice) -> Tensor:
-    """Mean cross-entropy (nats) over the targets among the positions ``scored``; logits are made only for those."""
+def loss_of(
+    model: Model, inputs_BL: Tensor, targets_BL: Tensor, scored: slice, *, num_targets: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy (nats) over the targets among the positions ``scored``; logits are made only for those.
+
+    With ``num_targets`` it is the share of these sequences in the mean over so many targets.
+    """
     hidden_XD = model.hidden(inputs_BL)[:, scored].flatten(0, 1)  # X = B P
-    return F.cross_entropy(model.lm_head(hidden_XD).float(), targets_BL[:, scored].flatten(), ignore_index=IGNORE_INDEX)
+    logits_XV, targets_X = model.lm_head(hidden_XD).float(), targets_BL[:, scored].flatten()
+    if num_targets is None:
+        return F.cross_entropy(logits_XV, targets_X, ignore_index=IGNORE_INDEX)
+    return F.cross_entropy(logits_XV, targets_X, ignore_index=IGNORE_INDEX, reduction="sum") / num_targets
 
 
 def sampled_evenly(values: list[float], count: int) -> list[float]:
@@ -217,11 +273,13 @@ def training_facts(learner: Learner) -> dict[str, Any]:
     log = learner.log
     facts: dict[str, Any] = {
         "steps_done": learner.done,
-        "train_tokens": learner.done * learner.trial.batch * learner.trial.seq_len,
+        "train_tokens": learner.done * learner.tokens,
         "train_s": round(log.train_s, 3),
         "loss_curve": log.loss_curve,
         "validation_curve": log.validation_curve,
     }
+    if log.validation_loss_curve:
+        facts["validation_loss_curve"] = log.validation_loss_curve
     if (learned_at := learner.steps_to_threshold()) is not None:
         facts["steps_to_threshold"] = learned_at
     if log.resumed_at:

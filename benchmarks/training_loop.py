@@ -47,7 +47,8 @@ def train(
         lockstep = Lockstep(together)
         for learner in together:
             learner.log.captured = lockstep.describe()
-        _advance(lockstep, until, watch)
+        _advance(lockstep, min(until, together[0].stage.end), watch)
+        lockstep.release()
 
 
 def _advance(lockstep: "Lockstep", until: int, watch: "_Watch") -> None:
@@ -116,6 +117,15 @@ class Lockstep:
         if self._graph is not None:
             return {"cuda_graph": True}
         return {"cuda_graph": False, "eager_because": self._eager_because}
+
+    def release(self) -> None:
+        """Give back what the captured graph holds, before the next one is captured at another length."""
+        if self._graph is None:
+            return
+        self._graph = None
+        for learner in self.learners:
+            learner.drop_gradients()
+        torch.cuda.empty_cache()
 
     def run(self, until: int, watch: _Watch) -> None:
         """Steps up to ``until``, fewer if the watch is due; then the device has done them, and their time is known."""

@@ -52,8 +52,11 @@ def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def learning_rate(step: int, protocol: Mapping[str, Any]) -> float:
-    """Linear warm-up, then constant or cosine to a tenth. ``step`` counts from 0."""
+    """Linear warm-up, then constant or cosine to ``final_lr``, or a tenth. ``step`` counts from 0."""
     warm_up = min(1.0, (step + 1) / max(1, protocol["warmup_steps"]))
     if protocol["schedule"] == "constant":
         return protocol["lr"] * warm_up
-    return protocol["lr"] * (warm_up * (0.55 + 0.45 * math.cos(math.pi * step / protocol["steps"])))
+    cosine = math.cos(math.pi * step / protocol["steps"])
+    if (final := protocol.get("final_lr")) is not None:
+        return warm_up * (final + (protocol["lr"] - final) * (0.5 + 0.5 * cosine))
+    return protocol["lr"] * (warm_up * (0.55 + 0.45 * cosine))

@@ -12,7 +12,7 @@ import torch
 from benchmarks.training_learner import Learner, TrainingLog
 
 _FORMAT = 1
-_KEPT = ("loss_curve", "validation_curve", "train_s", "resumed_at", "captured")
+_KEPT = ("loss_curve", "validation_curve", "validation_loss_curve", "train_s", "resumed_at", "captured")
 """Of the log; samples of time belong to the process that took them."""
 
 

@@ -59,7 +59,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu") -> tuple[Model, dict[s
     try:
         state = torch.load(weights_path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError, KeyError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{weights_path}: corrupt, or not the weights of {name}: {reason}") from error
     return model.to(device).eval(), config

@@ -34,17 +34,28 @@ class Hyena(Mixer):
         filter_width: hidden width F of the filter's MLP.
         num_features: P, even: cosines and sines.
         max_period: of the slowest feature, in positions; the windows decay on this scale too.
+        shortest_window: spreads the windows' scales from it to ``SLOW * max_period``, each so many times the last, for
+            lengths that lie far below ``max_period``; as released (FAST to SLOW times ``max_period``) if None.
     """
 
     mixes_channels = False
     # The sines amplify what their arguments lose: with these in bfloat16 the outputs are off by 8 %.
     wide_params = frozenset({"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"})
 
-    def __init__(self, width: int, *, filter_width: int = 64, num_features: int = 32, max_period: int = 8192) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        filter_width: int = 64,
+        num_features: int = 32,
+        max_period: int = 8192,
+        shortest_window: int | None = None,
+    ) -> None:
         super().__init__()
         if num_features < 2 or num_features % 2:
             raise ValueError(f"num_features={num_features} must be even and at least 2: cosines and sines")
         self.width, self.num_features, self.max_period = width, num_features, max_period
+        self.shortest_window = shortest_window
         self.fc1 = nn.Linear(num_features, filter_width)
         self.fc2 = nn.Linear(filter_width, filter_width)
         self.fc3 = nn.Linear(filter_width, width, bias=False)
@@ -73,7 +84,11 @@ class Hyena(Mixer):
                 pre_LF = F.linear(hidden_LF, linear.weight.to(wide), linear.bias.to(wide))
                 hidden_LF = torch.sin(SINE_FREQUENCY * pre_LF)
             values_LD = F.linear(hidden_LF, self.fc3.weight.to(wide))
-        rates_D = torch.linspace(1 / FAST, 1 / SLOW, self.width, device=device, dtype=wide)
+        if self.shortest_window is None:
+            rates_D = torch.linspace(1 / FAST, 1 / SLOW, self.width, device=device, dtype=wide)
+        else:
+            fastest = math.log(self.max_period / self.shortest_window)
+            rates_D = torch.linspace(fastest, math.log(1 / SLOW), self.width, device=device, dtype=wide).exp()
         return values_LD.T * torch.exp(math.log(TARGET) / self.max_period * rates_D[:, None] * t_L)
 
     def _skip(self, y: Tensor, x: Tensor) -> Tensor:

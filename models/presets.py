@@ -7,12 +7,18 @@ width of a wiring is the largest of a few that leaves the number within reach.
 
 The sizes ``probe64`` and ``probe128`` are those of the paper's synthetic probes instead (App. E.1): two
 blocks of any mixer at that width, without MLPs, whatever parameters they come to.
+
+The size ``dna1m`` is that of the paper's DNA models of about 1.4 million parameters (App. E.3).
+
+The sizes of raw audio are ``stack8``, eight blocks, and U-Nets (:mod:`models.unet`): ``unet3x16`` has three
+blocks at each of its five stages and two poolings by 16. A block of Mamba stands against a mixer with an MLP
+there, at each stage's width. ``OUTER+CENTRE-unet8x4`` has other blocks in the centre than around it.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,10 +29,11 @@ from models.linear_attention import LinearAttention
 from models.lstm import LSTM
 from models.mamba2 import Mamba2
 from models.mamba3 import Mamba3
-from models.model import SequenceModel
+from models.model import Block, SequenceModel
 from models.retnet import RetNet
 from models.s4d import S4D
 from models.s6 import S6, SELECTABLE
+from models.unet import UNet
 from models.wirings import H3, Mamba, Plain
 
 TOLERANCE = 0.05
@@ -43,8 +50,15 @@ class Size:
     num_layers: int
     attention_every: int = 8
     """Of a hybrid's blocks, every so-manieth is attention (one in eight: Lieber et al., arXiv 2403.19887)."""
+    hyena_period: int = 8192
+    """Of a Hyena filter's slowest feature, in positions; see :class:`models.hyena.Hyena`."""
+    hyena_shortest: int | None = None
     equal_params: bool = True
     """Whether MLPs and inner widths are fitted to Mamba's parameters."""
+    paired: bool = True
+    """Whether two blocks of Mamba stand against one mixer with its MLP; else one does."""
+    pooling: int = 0
+    """Factor of a U-Net's two poolings; ``num_layers`` are then those of a stage, ``d_model`` is the outer width."""
 
     @property
     def is_small(self) -> bool:
@@ -61,7 +75,7 @@ class Size:
     @property
     def num_mixers(self) -> int:
         """Of a model that alternates mixers and MLPs. One layer cannot form an induction head: at least two."""
-        return max(2, self.num_layers // 2)
+        return max(2, self.num_layers // 2) if self.paired else self.num_layers
 
 
 SIZES: dict[str, Size] = {
@@ -73,9 +87,19 @@ SIZES: dict[str, Size] = {
     "790m": Size(d_model=1536, num_layers=48),
     "1.4b": Size(d_model=2048, num_layers=48),
     "2.8b": Size(d_model=2560, num_layers=64),
+    # Language that trains in minutes: half and two thirds of the smallest published width.
+    "10m": Size(d_model=384, num_layers=10),
+    "25m": Size(d_model=512, num_layers=14),
     # The probes themselves: blocks of mixers alone, as the published 137K parameters of attention say.
     "probe64": Size(d_model=64, num_layers=2, attention_every=2, equal_params=False),
     "probe128": Size(d_model=128, num_layers=2, attention_every=2, equal_params=False),
+    # DNA (App. E.3): six blocks of a Transformer of width 128, about 1.4M; Hyena's filters reach over a million bases.
+    "dna1m": Size(d_model=128, num_layers=12, hyena_period=2**20, hyena_shortest=256),
+    # Raw audio: eight blocks without a U-Net; the paper's Fig. 7; its 6M models (App. E.4); one for a CPU.
+    "stack8": Size(d_model=64, num_layers=8, paired=False),
+    "unet3x16": Size(d_model=64, num_layers=3, attention_every=3, paired=False, pooling=16),
+    "unet8x4": Size(d_model=64, num_layers=8, paired=False, pooling=4),
+    "unet1x4": Size(d_model=32, num_layers=1, attention_every=1, paired=False, pooling=4),
 }
 
 PROBE_MODELS = (
@@ -87,6 +111,17 @@ PROBE_MODELS = (
     "hyena.mamba-probe64", "transformer-probe64",
 )  # fmt: skip
 """The rows of the paper's two tables of probes, which the suites ``paper-*`` train."""
+
+_MAMBA_S4 = "s6_complex_lti.mamba"
+ABLATED = ("mamba", "mamba_complex", "s6_complex_dt.mamba", _MAMBA_S4)
+"""Rows of the paper's ablation on audio (Fig. 10), each with one change more: S6, complex, B and C and at last Δ
+not selective, which it calls Mamba-S4."""
+AUDIO_MODELS = (
+    "s4d-unet3x16", "mamba_complex-unet3x16", "s4d-stack8", "mamba_complex-stack8",
+    "s4d-unet8x4", *(f"{row}-unet8x4" for row in ABLATED), *(f"{_MAMBA_S4}+{row}-unet8x4" for row in ABLATED[:-1]),
+    "mamba_complex-unet1x4",
+)  # fmt: skip
+"""What the suites ``audio-*`` train, and a small one."""
 
 MixerBuilder = Callable[[int, Size], Mixer]
 
@@ -101,7 +136,8 @@ def _s4d(width: int, size: Size, *, is_complex: bool = True) -> Mixer:
 
 
 def _hyena(width: int, size: Size) -> Mixer:
-    return Hyena(width, filter_width=32 if size.is_small else 64)
+    filter_width = 32 if size.is_small else 64
+    return Hyena(width, filter_width=filter_width, max_period=size.hyena_period, shortest_window=size.hyena_shortest)
 
 
 def _attention(width: int, size: Size, *, positions: str = "rope", window: int | None = None) -> Mixer:
@@ -118,6 +154,8 @@ def _selections() -> Iterator[tuple[str, MixerBuilder]]:
 MIXERS: dict[str, MixerBuilder] = {
     "s6": _s6,
     "s6_complex": functools.partial(_s6, is_complex=True),
+    "s6_complex_dt": functools.partial(_s6, is_complex=True, select=("dt",)),
+    "s6_complex_lti": functools.partial(_s6, is_complex=True, select=()),
     **dict(_selections()),
     "s4d": _s4d,
     "s4d_real": functools.partial(_s4d, is_complex=False),
@@ -136,7 +174,9 @@ MIXERS: dict[str, MixerBuilder] = {
         width, d_state=48 if size.is_small else 128, head_dim=32 if size.is_small else 64
     ),
     # Its kernels want powers of two: of those, the nearest to the parameters of Mamba's block.
-    "mamba3": lambda width, size: Mamba3(width, d_state=32 if size.is_small else 128, head_dim=size.head_dim),
+    "mamba3": lambda width, size: Mamba3(
+        width, d_state=32 if size.is_small else 64 if width <= 512 else 128, head_dim=size.head_dim
+    ),
 }
 WIRINGS = ("plain", "h3", "mamba")
 WHOLE_BLOCKS = ("mamba2", "mamba3")
@@ -164,35 +204,65 @@ FAMILIES: dict[str, tuple[str, str]] = {
 }
 
 
-def parse(name: str) -> tuple[str, str, Size] | None:
-    """Mixer, wiring and size of a name; None where it is not of this grammar."""
-    family, _, size = name.partition("-")
+Combination = tuple[str, str]
+"""A mixer and a wiring."""
+
+
+def parse(name: str) -> tuple[Combination, Size, Combination] | None:
+    """What the blocks are, the size, and what a U-Net's centre is; None where a name is not of this grammar."""
+    families, _, size = name.partition("-")
+    outer, plus, centre = families.partition("+")
+    found = [_combination(family) for family in ((outer, centre) if plus else (outer, outer))]
+    if None in found or size not in SIZES or (plus and not SIZES[size].pooling):
+        return None
+    return found[0], SIZES[size], found[1]  # type: ignore[return-value]
+
+
+def _combination(family: str) -> Combination | None:
     mixer, _, wiring = family.partition(".")
     if family in FAMILIES:
-        mixer, wiring = FAMILIES[family]
-    elif mixer not in MIXERS or wiring not in WIRINGS or (mixer in WHOLE_BLOCKS and wiring != "plain"):
+        return FAMILIES[family]
+    if mixer not in MIXERS or wiring not in WIRINGS or (mixer in WHOLE_BLOCKS and wiring != "plain"):
         return None
-    return (mixer, wiring, SIZES[size]) if size in SIZES else None
+    return mixer, wiring
 
 
-def build(mixer: str, wiring: str, size: Size, *, vocab_size: int) -> SequenceModel:
-    """The model of a parsed name, uninitialised."""
+def build(
+    mixer: str, wiring: str, size: Size, *, vocab_size: int, centre: Combination | None = None
+) -> SequenceModel | UNet:
+    """The model of a parsed name, uninitialised. ``centre`` is for U-Nets: as the other stages if not given."""
+    if size.pooling:
+        return _build_unet((mixer, wiring), centre or (mixer, wiring), size, vocab_size=vocab_size)
     d_inner, d_mlp = _fitted(mixer, wiring, size)
     return _assemble(mixer, wiring, size, vocab_size=vocab_size, d_inner=d_inner, d_mlp=d_mlp)
 
 
+def _build_unet(outer: Combination, centre: Combination, size: Size, *, vocab_size: int) -> UNet:
+    stages = []
+    for depth in (0, 1, 2, 1, 0):
+        combination = centre if depth == 2 else outer
+        stage = replace(size, d_model=size.d_model * 2**depth, pooling=0)
+        mixers, widths = _mixers_and_mlps(*combination, stage, *_fitted(*combination, stage))
+        stages.append([Block(stage.d_model, *block) for block in zip(mixers, widths, strict=True)])
+    return UNet(vocab_size=vocab_size, d_model=size.d_model, stages=stages, factor=size.pooling)
+
+
 def _assemble(mixer: str, wiring: str, size: Size, *, vocab_size: int, d_inner: int, d_mlp: int) -> SequenceModel:
+    mixers, widths = _mixers_and_mlps(mixer, wiring, size, d_inner, d_mlp)
+    return SequenceModel(vocab_size=vocab_size, d_model=size.d_model, mixers=mixers, d_mlp=widths)
+
+
+def _mixers_and_mlps(mixer: str, wiring: str, size: Size, d_inner: int, d_mlp: int) -> tuple[list[Mixer], list[int]]:
+    """The mixer of each block, and the hidden width of its MLP."""
     if mixer == "hybrid":
         is_attention = [(i + 1) % size.attention_every == 0 for i in range(size.num_layers)]
         mixers = [
             _block_mixer("attention" if a else "s6", "plain" if a else "mamba", size, size.d_model * (1 if a else 2))
             for a in is_attention
         ]
-        widths = [d_mlp if a else 0 for a in is_attention]
-    else:
-        count = size.num_layers if _is_stack_of_mixers(mixer, wiring) else size.num_mixers
-        mixers, widths = [_block_mixer(mixer, wiring, size, d_inner) for _ in range(count)], [d_mlp] * count
-    return SequenceModel(vocab_size=vocab_size, d_model=size.d_model, mixers=mixers, d_mlp=widths)
+        return mixers, [d_mlp if a else 0 for a in is_attention]
+    count = size.num_layers if _is_stack_of_mixers(mixer, wiring) else size.num_mixers
+    return [_block_mixer(mixer, wiring, size, d_inner) for _ in range(count)], [d_mlp] * count
 
 
 def _is_stack_of_mixers(mixer: str, wiring: str) -> bool:

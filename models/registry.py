@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models.model import Model
-from models.presets import FAMILIES, MIXERS, PROBE_MODELS, SIZES, WHOLE_BLOCKS, WIRINGS, build, parse
+from models.presets import AUDIO_MODELS, FAMILIES, MIXERS, PROBE_MODELS, SIZES, WHOLE_BLOCKS, WIRINGS, build, parse
 
 Factory = Callable[..., Model]
 """Called with ``vocab_size=…``; returns a model whose weights are then initialised from a seed."""
@@ -19,14 +19,18 @@ Factory = Callable[..., Model]
 def _factory(name: str) -> Factory:
     parsed = parse(name)
     assert parsed is not None, name
-    mixer, wiring, size = parsed
-    return partial(build, mixer, wiring, size)
+    (mixer, wiring), size, centre = parsed
+    return partial(build, mixer, wiring, size, centre=centre)
 
 
 PUBLISHED_SIZES = ("370m", "790m", "1.4b", "2.8b")
 _LISTED = [
     *(f"{family}-{size}" for size in ("tiny", "130m") for family in FAMILIES),
     *PROBE_MODELS,
+    *AUDIO_MODELS,
+    *(f"{family}-dna1m" for family in ("mamba", "hyena", "s4d", "transformer")),
+    *(f"{family}-10m" for family in ("mamba", "mamba2", "transformer", "s4d", "h3", "hyena")),
+    *(f"{family}-25m" for family in ("mamba", "mamba2", "transformer")),
     *(f"{family}-{size}" for size in PUBLISHED_SIZES for family in ("mamba", "mamba2", "transformer")),
 ]
 MODELS: dict[str, Factory] = {name: _factory(name) for name in _LISTED}

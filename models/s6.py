@@ -2,7 +2,8 @@
 
 h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,  y_t = C_t h_t + D x_t, each channel with its own diagonal A.
 Selectivity can be taken away from dt, B and C one by one (Table 7 of the paper): what is not selected
-is a parameter of every channel instead. Parameter names and shapes are those of mamba-ssm's ``Mamba``.
+is a parameter of every channel instead. Parameter names and shapes are those of mamba-ssm's ``Mamba``. With
+nothing selected a sequence is one long convolution, by FFT.
 
 Symbols and shape suffixes: B batch, L sequence length, E channels, N states of a channel (complex: N / 2
 modes, which stand for conjugate pairs), R dt_rank. dt: the step size Δ (softplus of a low-rank projection);
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Mixer, State, init_linear
+from models.ops.fft_conv import causal_conv, fft_conv_flops, ssm_final_state, ssm_kernel
 from models.ops.selective_scan import selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -148,6 +150,20 @@ class S6(Mixer):
         """The sum over conjugate pairs is twice the real part of the sum over one of each."""
         return 2 * y.real if self.is_complex else y
 
+    def _constants(self) -> tuple[Tensor, Tensor, Tensor]:
+        """dt A, dt and what is read from the state, ``(E, modes)`` each, where nothing is selected."""
+        A_EN, weights_EN = self.A(), self._read_weights()
+        assert weights_EN is not None
+        dt_EN = F.softplus(self.dt_bias.to(A_EN.real.dtype))[:, None].expand(A_EN.shape)
+        return A_EN * dt_EN, dt_EN, weights_EN
+
+    def _convolve(self, x_BLE: Tensor) -> Tensor:
+        """The scan of constants: its response to one sample is the kernel of a convolution."""
+        log_decay_EN, dt_EN, weights_EN = self._constants()
+        kernel_EL = ssm_kernel(weights_EN * dt_EN, log_decay_EN, x_BLE.shape[1])
+        y_BLE = causal_conv(x_BLE.transpose(1, 2), kernel_EL).transpose(1, 2)
+        return torch.addcmul(y_BLE, self.D.to(y_BLE.dtype), x_BLE)
+
     def _scan(self, x_BLE: Tensor) -> tuple[Tensor, Tensor]:
         dt_BLE, B_BLN, C_BLN = self._selected(x_BLE)
         y_BLE, h_BEN = selective_scan(x_BLE, dt_BLE, self.A(), B_BLN, C_BLN, W_DN=self._read_weights())
@@ -155,10 +171,14 @@ class S6(Mixer):
         return torch.addcmul(y_BLE, self.D.to(y_BLE.dtype), x_BLE), h_BEN
 
     def forward(self, x_BLE: Tensor) -> Tensor:
-        return self._scan(x_BLE)[0]
+        return self._scan(x_BLE)[0] if self.select else self._convolve(x_BLE)
 
     def prefill(self, x_BLE: Tensor, state: State) -> Tensor:
-        y_BLE, h_BEN = self._scan(x_BLE)
+        if self.select:
+            y_BLE, h_BEN = self._scan(x_BLE)
+        else:
+            log_decay_EN, dt_EN, _ = self._constants()
+            y_BLE, h_BEN = self._convolve(x_BLE), ssm_final_state(x_BLE.transpose(1, 2), dt_EN, log_decay_EN)
         state["h"].copy_(torch.view_as_real(h_BEN) if self.is_complex else h_BEN)
         return y_BLE
 
@@ -180,5 +200,7 @@ class S6(Mixer):
         return y_BE.to(x_BE.dtype) + self.D.to(x_BE.dtype) * x_BE
 
     def op_flops(self, seq_len: int) -> float:
+        if not self.select:
+            return fft_conv_flops(seq_len, self.width) + 2.0 * self.d_state * self.width * seq_len
         # Nine a state (see FORWARD_OPS of the scan), a complex product counted as four real ones.
         return 9.0 * (2 if self.is_complex else 1) * self.width * self.d_state * seq_len

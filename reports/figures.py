@@ -10,6 +10,8 @@ from functools import partial
 import pandas as pd
 
 from reports import generation, style
+from reports.audio_figures import audio_jobs
+from reports.context_figures import context_jobs, is_swept
 from reports.drawing import Drawing, Styles
 from reports.frames import (
     BATCH_GROUP,
@@ -24,6 +26,7 @@ from reports.frames import (
     validation_frame,
 )
 from reports.generation import GENERATION_GROUP, follows_published, phases_figure, state_figure
+from reports.language_figures import language_jobs
 from reports.probe_figures import probe_jobs
 from reports.published import operator_times, throughputs, training_memory
 from reports.quality import accuracy_figure, bits_figure, is_probe, losses_figure, positions_figure, validation_figure
@@ -123,10 +126,12 @@ def _generation(trials: pd.DataFrame) -> Iterator[Job]:
 
 
 def _quality(training: pd.DataFrame, scores: pd.DataFrame, styles: Styles) -> Iterator[Job]:
+    yield from context_jobs(scores, styles)
     positions = positions_frame(scores)
     groups = sorted(scores.groupby(TRAINING_GROUP, dropna=False), key=lambda group: not is_probe(group[1]))
     for key, rows in groups:
-        yield partial(accuracy_figure if is_probe(rows) else bits_figure, rows, styles)
+        if rows["scored_len"].nunique() > 1 or not is_swept(rows, scores):
+            yield partial(accuracy_figure if is_probe(rows) else bits_figure, rows, styles)
         same = pd.Series(True, index=positions.index)
         for column, value in zip(TRAINING_GROUP, key, strict=True):
             # A column without a value (a probe has no source) equals nothing, itself included.
@@ -135,3 +140,5 @@ def _quality(training: pd.DataFrame, scores: pd.DataFrame, styles: Styles) -> It
     yield partial(losses_figure, losses_frame(training), styles)
     yield partial(validation_figure, validation_frame(training), styles)
     yield from probe_jobs(training)
+    yield from language_jobs(training)
+    yield from audio_jobs(training, scores)

@@ -42,6 +42,7 @@ NUMBERS = [
     "max_relative_error",
     "train_s",
     "train_tokens",
+    "model_flops_per_step",
     "steps_to_threshold",
     "seeds_together",
     "chance",
@@ -54,8 +55,9 @@ SAMPLES = ("host_ms", "prefill_ms", "decode_ms")
 COSTS = ("bytes", "flops", "exps")
 # What a group or a curve already says; the rest of a protocol may be varied within one group.
 GROUPED = ("level", "source", "tokens", "width", "d_state", "head_dim", "loop", "new_tokens")
+START = "init_from"
 INTERVALS = ("accuracy", "bits_per_token")
-CURVES = ("loss_curve", "validation_curve")
+CURVES = ("loss_curve", "validation_curve", "validation_loss_curve")
 SCORE_COLUMNS = ["scored_len", "score_status", "reason", "latency_ms", "tokens_per_s", "predicted_latency_ms"]
 
 
@@ -374,11 +376,13 @@ def _variants(frame: pd.DataFrame) -> pd.Series:
     variants = pd.Series("", index=frame.index, dtype=object)
     point = ["section", "kind", "model", "task", "seq_len", "level", "direction", "dtype", "batch", "seed"]
     point += ["mode", "scale"]
-    for _, rows in frame.groupby("kind", dropna=False):
+    for _, rows in frame.groupby(["kind", "task"], dropna=False):
         flat = pd.DataFrame([_flat(protocol) for protocol in rows["protocol"]], index=rows.index).astype(object)
         joined = rows[point].join(flat.add_prefix("protocol "))
         for key in sorted(map(str, flat.columns)):
-            counts = joined.groupby(point, dropna=False)[f"protocol {key}"].nunique(dropna=False)
+            # Models that go on from a checkpoint have rates of their own: that they do says it all.
+            alike = [*point, f"protocol {START}"] if START in flat and key != START else point
+            counts = joined.groupby(alike, dropna=False)[f"protocol {key}"].nunique(dropna=False)
             if (counts > 1).any():
                 text = flat[key].map(lambda value, key=key: f"{key} {value}" if isinstance(value, str) else "")
                 variants.loc[rows.index] = (variants.loc[rows.index] + ", " + text).str.strip(", ")
@@ -392,6 +396,8 @@ def _flat(protocol: Mapping[str, Any]) -> dict[str, str]:
         for key, value in protocol.items()
         if key not in GROUPED
     }
+    if START in flat:  # another checkpoint at every length and seed, but one protocol
+        flat[START] = "a checkpoint"
     source = protocol.get("source")
     if isinstance(source, Mapping):
         flat["data"] = f"{source.get('name')} {str(source.get('sha256'))[:8]}"

@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 
 from reports import conditions, frames, style, tables
+from reports.audio_tables import audio_blocks
 from reports.contrasts import Contrast, Verdict, judge_contrasts
 from reports.document import Block, Bullets, Heading, Paragraph, Table, to_html, to_markdown
 from reports.gate_self import gate_self_blocks
+from reports.language_tables import language_blocks
 from reports.probe_tables import probe_blocks
 from reports.speed_claims import judge_speed_claims
 from reports.speed_summary import speed_blocks, summary_blocks
@@ -196,6 +198,8 @@ def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts:
         if len(frame):
             blocks += [Heading(text=title, level=3), Table(frame=frame)]
     blocks += probe_blocks(section.training)
+    blocks += language_blocks(section.training)
+    blocks += audio_blocks(section.training, section.scores)
     blocks += zeroshot_blocks(section.trials)
     if section.claims:
         blocks += speed_blocks(section.speed, section.trials)

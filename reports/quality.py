@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from reports.drawing import (
 from reports.frames import TRAINING_GROUP
 
 PROBES = ("selective_copying", "induction_heads")
+CLASSIFIED = ("species",)
+"""Data sets that are judged by accuracy, as the probes are."""
 TITLES = {"selective_copying": "Selective copying", "induction_heads": "Induction heads", "dna": "DNA"}
 BAND = (
     "Lines are means over seeds, hollow marks the seeds; bands reach from the lowest to the highest end of the "
@@ -40,7 +43,7 @@ def is_probe(scores: pd.DataFrame) -> bool:
     """Whether a group is judged by accuracy; a data set's is by bits per token."""
     if scores["bits_per_token"].notna().any():
         return False
-    return bool(scores["accuracy"].notna().any()) or str(scores["task"].iloc[0]) in PROBES
+    return bool(scores["accuracy"].notna().any()) or str(scores["task"].iloc[0]) in PROBES + CLASSIFIED
 
 
 def accuracy_figure(scores: pd.DataFrame, styles: Styles | None = None) -> Drawing:
@@ -163,7 +166,8 @@ def _panel_title(about: Mapping[str, Any], groups: list[tuple[dict[str, Any], pd
     title = f"{task_title(str(about['task']))} at {style.length(about['train_len'])}"
     alike = [other for other, _ in groups if (other["task"], other["train_len"]) == (about["task"], about["train_len"])]
     varied = [key for key in TRAINING_GROUP if len({str(other[key]) for other in alike}) > 1]
-    return ", ".join([title, *(str(about[key]) for key in varied)])
+    # A panel holds so many characters, and a protocol that differs in much is longer.
+    return "\n".join(textwrap.wrap(", ".join([title, *(str(about[key]) for key in varied)]), 60, max_lines=2))
 
 
 def _length_rows(scores: pd.DataFrame, metric: str) -> Rows:

@@ -45,7 +45,21 @@ OPERATORS: dict[str, tuple[str, str, str, Any]] = {
 ATTENTION = "transformer"
 VARIANT_LINES = (DASHDOT, DOTTED, DASHDOTDOT)
 ATTENTION_PREFIXES = ("attention", "gpt", "pythia", "llama", "opt")
-SIZES = ["tiny", "probe64", "probe128", "small", "base", "medium", "large", "xl"]
+SIZES = [
+    "tiny",
+    "probe64",
+    "probe128",
+    "dna1m",
+    "stack8",
+    "unet1x4",
+    "unet3x16",
+    "unet8x4",
+    "small",
+    "base",
+    "medium",
+    "large",
+    "xl",
+]
 SIZE = re.compile(r"\d+(\.\d+)?[mb]", re.IGNORECASE)
 # One marker a status on the rail; hollow where nothing was started.
 STATUSES = {

@@ -4,6 +4,7 @@ Shape suffixes: B batch, L sequence length.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
@@ -62,6 +63,8 @@ class Provenance:
     sha256: str | None = None
     note: str = ""
     files: tuple[str, ...] = field(default=())
+    tokenizer_sha256: str | None = None
+    """Of the tokenizer's file, where the task trained one on these data."""
 
 
 class Task(ABC):
@@ -73,6 +76,9 @@ class Task(ABC):
     modality: ClassVar[Modality]
     metric: ClassVar[Literal["accuracy", "bits_per_token"]]
     """The headline figure: what plots draw and gates compare."""
+
+    extends_vocab: ClassVar[tuple[str, int] | None] = None
+    """Another task and its vocabulary size, where this one's first tokens are those: a model of that one can go on."""
 
     vocab_size: int
     provenance: Provenance
@@ -97,6 +103,10 @@ class Task(ABC):
     def max_seq_len(self, split: Split = "test") -> int:  # noqa: ARG002 (data sets depend on it)
         """The longest example that ``split`` can give."""
         return MAX_SEQ_LEN
+
+    def checkpoint_files(self) -> Mapping[str, str]:
+        """What a model trained on this task cannot be used without, beside its weights: file name to content."""
+        return {}
 
     def describe(self) -> str:
         """One line for ``seqbench list tasks``."""

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from tasks.base import (
 from tasks.prepared import Corpus, RawDocument, build_corpus, load_or_build
 from tasks.random import derive_key, random_words
 from tasks.sources import ResolvedSource, SourceSpec, resolve_source
-from tasks.splits import split_documents
+from tasks.splits import Splits, split_documents
 from tasks.windows import WindowStarts, find_starts
 
 _COUNT_CHUNK = 1 << 22
@@ -58,17 +59,19 @@ class EvaluationWindows:
 class CorpusTask(Task):
     """Base of the data-set tasks. A subclass says where its files lie and turns them into documents."""
 
-    metric = "bits_per_token"
+    metric: ClassVar[Literal["accuracy", "bits_per_token"]] = "bits_per_token"
     spec: ClassVar[SourceSpec]
     embedded_note: ClassVar[str]
     unscored_token: ClassVar[int | None] = None
     """A token that stands for an unknown symbol: read by the model, never a target."""
+    token_bytes: "npt.NDArray[np.int64] | None" = None
+    """Of text, how many bytes each token stands for: what bits per byte are counted with."""
 
     def __init__(self, *, data_root: Path | None = None, source: Path | None = None) -> None:
         resolved = resolve_source(self.spec, data_root=data_root, source=source)
         self.layout = resolved.layout
         self.corpus = self._load(resolved)
-        self.splits, split_notes = split_documents(self.corpus.documents, self.fixed_splits())
+        self.splits, split_notes = self.deal()
         self.provenance = self.describe_source(resolved, notes=self.corpus.notes + split_notes)
         self._starts: dict[tuple[Split, int], WindowStarts] = {}
 
@@ -97,6 +100,10 @@ class CorpusTask(Task):
         """The split of every group, where the source prescribes it."""
         return None
 
+    def deal(self) -> tuple[Splits, tuple[str, ...]]:
+        """The documents of each split, and what a reader of the record should know of them."""
+        return split_documents(self.corpus.documents, self.fixed_splits())
+
     def preparation_options(self) -> dict[str, str | int | float | bool]:
         """Options that change the tokens: part of the cache's key."""
         return {}
@@ -104,11 +111,11 @@ class CorpusTask(Task):
     @cached_property
     def chance(self) -> float:
         """Share of the most frequent token in the train split: the best guesser that does not look."""
-        counts = np.zeros(256, np.int64)
+        counts = np.zeros(self.vocab_size, np.int64)
         for document in self.splits["train"]:
             tokens = self.corpus.tokens_of(document)
             for first in range(0, len(tokens), _COUNT_CHUNK):
-                counts += np.bincount(tokens[first : first + _COUNT_CHUNK], minlength=256)
+                counts += np.bincount(tokens[first : first + _COUNT_CHUNK], minlength=self.vocab_size)
         if self.unscored_token is not None:
             counts[self.unscored_token] = 0
         return float(counts.max() / max(counts.sum(), 1))
@@ -148,36 +155,49 @@ class CorpusTask(Task):
     def windows(self, starts: "list[int] | tuple[int, ...]", seq_len: int, *, device: torch.device | str) -> Batch:
         """Windows at given places of the token array."""
         tokens_BL = np.stack([self.corpus.tokens[start : start + seq_len + 1] for start in starts])
-        window_BL: Tensor = torch.from_numpy(tokens_BL).to(device).long()
+        if tokens_BL.dtype != np.uint8:  # PyTorch can do little with uint16
+            tokens_BL = tokens_BL.astype(np.int32)
+        return self.batch_of(torch.from_numpy(tokens_BL).to(device).long())
+
+    def batch_of(self, window_BL: Tensor) -> Batch:
+        """Windows of one token more than their length as inputs and targets."""
         targets_BL = window_BL[:, 1:].clone()
         if self.unscored_token is not None:
             targets_BL[targets_BL == self.unscored_token] = IGNORE_INDEX
         return Batch(inputs_BL=window_BL[:, :-1].contiguous(), targets_BL=targets_BL)
 
+    def find_window_starts(self, split: Split, window_len: int) -> WindowStarts:
+        """All places of ``split`` at which a window of so many tokens may start."""
+        return find_starts(self.corpus, self.splits[split], window_len, self.unscored_token)
+
     def _starts_of(self, split: Split, seq_len: int) -> WindowStarts:
         check_seq_len(self.name, seq_len)
         if (split, seq_len) not in self._starts:
-            documents = self.splits[split]
-            starts = find_starts(self.corpus, documents, seq_len + 1, self.unscored_token)
+            starts = self.find_window_starts(split, seq_len + 1)
             if not starts.num_starts:
-                longest = max(documents, key=lambda document: document.length)
+                longest = max(self.splits[split], key=lambda document: document.length)
                 raise TaskError(
                     f"{self.name}: seq_len={seq_len} needs a document of {seq_len + 1} tokens, mostly known ones; "
                     f"the longest of split {split!r} is {longest.name!r} with {longest.length}; "
-                    f"use seq_len <= {longest.length - 1}, or other data (--source {self.name}=PATH)"
+                    f"use seq_len <= {self.max_seq_len(split)}, or other data (--source {self.name}=PATH)"
                 )
             self._starts[split, seq_len] = starts
         return self._starts[split, seq_len]
 
-    def _load(self, resolved: ResolvedSource) -> Corpus:
-        identity = {
+    def identity_of(self, resolved: ResolvedSource) -> dict[str, Any]:
+        """Everything that the prepared tokens depend on, as JSON values."""
+        return {
             "task": self.name,
             "version": self.version,
             "layout": resolved.layout,
             "options": self.preparation_options(),
             "files": [[file.name, file.sha256] for file in resolved.files] or self.embedded_sha256(),
         }
-        corpus = load_or_build(f"{self.name}-v{self.version}", identity, lambda: self._build(resolved))
+
+    def _load(self, resolved: ResolvedSource) -> Corpus:
+        corpus = load_or_build(
+            f"{self.name}-v{self.version}", self.identity_of(resolved), lambda: self._build(resolved)
+        )
         if not len(corpus.tokens):
             names = ", ".join(file.name for file in resolved.files[:3])
             reason = "; ".join(corpus.notes) or f"no file in it ends in {' '.join(self.spec.suffixes)}"

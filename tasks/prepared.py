@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from tasks.cache import cache_dir
 
-TokenArray = npt.NDArray[np.uint8]
+TokenArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+_TOKEN_TYPES = (np.uint8, np.uint16)
 
 _FORMAT = 1
 """Raised when the layout of an entry changes; part of its key."""
@@ -52,7 +53,7 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """All documents of a source in one uint8 array, memory-mapped where the cache could be written."""
+    """All documents of a source in one array of uint8 or uint16, memory-mapped where the cache could be written."""
 
     tokens: TokenArray
     documents: tuple[Document, ...]
@@ -65,13 +66,13 @@ class Corpus:
 def build_corpus(documents: Iterable[RawDocument], notes: Callable[[], tuple[str, ...]] = tuple) -> Corpus:
     """Join documents in memory. ``notes`` is asked last, when every document has been read."""
     placed: list[Document] = []
-    arrays: list[TokenArray] = []
+    arrays: list[npt.NDArray[Any]] = []
     start = 0
     for raw in documents:
         placed.append(Document(name=raw.name, group=raw.group, start=start, length=len(raw.tokens)))
         arrays.append(raw.tokens)
         start += len(raw.tokens)
-    tokens = np.concatenate(arrays) if arrays else np.zeros(0, np.uint8)
+    tokens: TokenArray = np.concatenate(arrays) if arrays else np.zeros(0, np.uint8)
     return Corpus(tokens=tokens, documents=tuple(placed), notes=notes())
 
 
@@ -99,7 +100,7 @@ def _read(entry: Path) -> Corpus | None:
         index = json.loads((entry / "index.json").read_text())
         tokens = np.load(entry / "tokens.npy", mmap_mode="r", allow_pickle=False)
         documents = tuple(Document(**document) for document in index["documents"])
-        if tokens.dtype != np.uint8 or tokens.ndim != 1 or _checksum(tokens) != index["crc32"]:
+        if tokens.dtype not in _TOKEN_TYPES or tokens.ndim != 1 or _checksum(tokens) != index["crc32"]:
             return None
         return Corpus(tokens=tokens, documents=documents, notes=tuple(index["notes"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError):

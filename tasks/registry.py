@@ -86,6 +86,11 @@ TASKS: dict[str, TaskEntry] = _entries(
         target="tasks.audio:Speech",
         summary="predict the next sample of short spoken words (16 kHz, 8-bit mu-law)",
     ),
+    TaskEntry(
+        name="species",
+        target="tasks.dna:Species",
+        summary="tell from which of several species a stretch of DNA is",
+    ),
 )
 
 

@@ -1,5 +1,6 @@
 """Which checkpoint ``--model`` means: a folder of whichever format, a name on the hub, or a model of the suite."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,14 @@ from typing import Any
 import torch
 
 from benchmarks.evaluation.adapter import MAX_LENGTH
-from benchmarks.evaluation.tokenizers import BYTE_VOCAB, ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
+from benchmarks.evaluation.tokenizers import (
+    BYTE_VOCAB,
+    BpeTokenizer,
+    ByteTokenizer,
+    Tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+)
 from models import Model, find_factory
 from models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError
 from models.pretrained import load_pretrained
@@ -15,9 +23,10 @@ from models.pretrained.configs import from_mamba_ssm
 from models.pretrained.files import find_weights, read_config
 from models.pretrained.hub import find_folder
 from tasks.cache import combined_sha256, file_sha256
+from tasks.language.bpe import FILE_NAME
 
 TASK = "language"
-"""What a model must have been trained on: its symbols are the bytes of text."""
+"""What a model must have been trained on: its symbols are the bytes of text, or the tokens of its own BPE."""
 MAMBA_SSM_TOKENIZER = "EleutherAI/gpt-neox-20b"
 """mamba-ssm's checkpoints come without one; this is what their authors trained and evaluated them with."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -39,7 +48,8 @@ class Checkpoint:
     own: bool = True
     """Whether the suite trained it."""
     tokenizer: str | None = None
-    """The folder or name of its tokenizer; None for bytes."""
+    """The folder or name of a published checkpoint's tokenizer; the suite's own are bytes, or :attr:`bpe_file`."""
+    bpe_file: Path | None = None
     trust_remote_code: bool = False
 
     def max_length(self, tokenizer: Tokenizer) -> int:
@@ -49,7 +59,7 @@ class Checkpoint:
 
     def load_tokenizer(self) -> Tokenizer:
         """Its tokenizer. Raises :class:`CheckpointError` for none, a damaged one, and one of another vocabulary."""
-        tokenizer: Tokenizer = ByteTokenizer()
+        tokenizer: Tokenizer = ByteTokenizer() if self.bpe_file is None else _own_bpe(self.bpe_file, self.config)
         if self.tokenizer is not None:
             tokenizer = load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
         if self.vocab_size is not None:
@@ -129,17 +139,31 @@ def _open(named: str, tokenizer: str | None, trust_remote_code: bool) -> Checkpo
 
 def _open_own(folder: Path, config: dict[str, Any], tokenizer: str | None) -> Checkpoint:
     vocab_size, task = config.get("vocab_size"), config.get("task", TASK)
-    if vocab_size != BYTE_VOCAB or task != TASK:
+    has_bpe = "tokenizer_sha256" in config
+    if task != TASK or (vocab_size != BYTE_VOCAB and not has_bpe):
         raise CheckpointError(
             f"{folder}: a model of {vocab_size} symbols trained on {task}; zero-shot tasks need one of {BYTE_VOCAB} "
-            f"symbols trained on {TASK}, whose symbols are bytes of text"
+            f"symbols trained on {TASK}, whose symbols are bytes of text, or one with a BPE tokenizer of its own"
         )
     if tokenizer is not None:
-        raise CheckpointError(f"--tokenizer {tokenizer}: {folder} was trained by this suite, on bytes; leave it out")
+        symbols = f"with its own {FILE_NAME}" if has_bpe else "on bytes"
+        raise CheckpointError(f"--tokenizer {tokenizer}: {folder} was trained by this suite, {symbols}; leave it out")
     return Checkpoint(
         folder=folder,
         model=str(config["model"]),
         config=config,
         sha256=file_sha256(folder / WEIGHTS_FILE),
         vocab_size=vocab_size,
+        bpe_file=folder / FILE_NAME if has_bpe else None,
     )
+
+
+def _own_bpe(file: Path, config: Mapping[str, Any]) -> BpeTokenizer:
+    """Raises :class:`CheckpointError` for no file, a damaged one, or that of another model."""
+    tokenizer = BpeTokenizer(file)
+    if tokenizer.file_sha256 != config["tokenizer_sha256"]:
+        raise CheckpointError(
+            f"{file}: its sha256 is {tokenizer.file_sha256[:12]}…, but the model was trained with the tokenizer "
+            f"{str(config['tokenizer_sha256'])[:12]}…; copy the folder again from where it was trained"
+        )
+    return tokenizer

@@ -35,9 +35,13 @@ from tasks.cache import write_atomically
 
 BOOTSTRAP_ITERS = 1000
 """Resamplings behind a perplexity's standard error, which they fix to 2 %; lm-eval's 100,000 take minutes."""
-_CODE = ("models", "benchmarks/evaluation", "harness/statistics.py")
+_CODE = ("models", "benchmarks/evaluation", "harness/statistics.py", "tasks/language/bpe.py")
 """What a result depends on: a trial's identity is hashed from it."""
-_ANSWERING = ("models", *(f"benchmarks/evaluation/{name}.py" for name in ("adapter", "decoding", "tokenizers")))
+_ANSWERING = (
+    "models",
+    "tasks/language/bpe.py",
+    *(f"benchmarks/evaluation/{name}.py" for name in ("adapter", "decoding", "tokenizers")),
+)
 """What a single answer depends on."""
 PADDING_SHARE = 0.1
 """Of a model's vocabulary that no token stands for: more than padding to a round number explains."""

@@ -1,4 +1,4 @@
-"""Text to token ids: bytes for the suite's own models, a checkpoint's own tokenizer for published ones.
+"""Text to token ids: bytes or their own BPE for the suite's models, a checkpoint's own tokenizer for published ones.
 
 Special tokens are treated as lm-eval's ``HFLM`` treats those of causal models, so that the two read the same ids.
 """
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from models.checkpoint import CheckpointError
 from models.pretrained.hub import find_tokenizer_folder
 from models.pretrained.transformers_import import import_transformers
+from tasks.language.bpe import BpeCodec
 
 BYTE_VOCAB = 256
 NEWLINE = 10
@@ -63,6 +64,38 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Bytes that are not UTF-8 (a character cut in two) become U+FFFD."""
         return bytes(ids).decode(errors="replace")
+
+
+class BpeTokenizer:
+    """The BPE that the suite trained for a model, read from the model's folder. As of bytes, a newline is in front.
+
+    Raises :class:`CheckpointError` for a file that is none.
+    """
+
+    unit = "tokens"
+    end_id: int | None = None
+    max_length: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._codec = BpeCodec(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: {error}; copy the folder again from where the model was trained, or train it anew"
+            ) from error
+        self.file_sha256 = self._codec.sha256
+        self.size = self._codec.num_tokens
+        self.name = f"bpe-{self.size}"
+        (self.eot_id,) = self._codec.encode("\n")
+        self.prefix_id: int = self.eot_id
+        self.sha256 = hashlib.sha256(f"newline in front {self._codec.content}".encode()).hexdigest()
+
+    def encode(self, text: str, *, add_special: bool | None = None) -> list[int]:  # noqa: ARG002 (the protocol's)
+        return self._codec.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Bytes that are not UTF-8 become U+FFFD."""
+        return self._codec.decode_bytes(ids).decode(errors="replace")
 
 
 class HuggingFaceTokenizer:

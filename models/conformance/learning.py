@@ -8,6 +8,7 @@ from models.conformance.subject import NotApplicable, Subject, demand, needs
 
 GRADIENT_NORM = (1e-2, 1e2)
 """Of the mean loss, over all parameters. The suite's tiny models lie between 0.7 and 3.3."""
+LEARNING_LEN = 96
 RELATIVE_LIMIT, ABSOLUTE_LIMIT = 1e-5, 1e-9
 """Of a directional derivative; the absolute one is the rounding of the losses that are subtracted."""
 EPSILON = 1e-4
@@ -15,13 +16,17 @@ EPSILON = 1e-4
 
 
 def parameters(subject: Subject) -> str:
-    """Each parameter is counted and learns: a finite gradient that is not zero, of a sane norm at the beginning."""
+    """Each parameter is counted and learns: a finite gradient that is not zero, of a sane norm at the beginning.
+
+    A model in which some take part only after more positions says so by its ``settling_len``.
+    """
     model = subject.build()
+    seq_len = max(LEARNING_LEN, getattr(model, "settling_len", 0) + 1)
     count = sum(p.numel() for p in model.parameters())
     if hasattr(model, "describe"):
         described = needs(model, "describe").describe(128).params
         demand(described == count, f"describe().params is {described:,}; the model has {count:,} parameters")
-    loss_of(model, subject.ids(2, 97)).backward()
+    loss_of(model, subject.ids(2, seq_len + 1)).backward()
     squares = 0.0
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -31,7 +36,10 @@ def parameters(subject: Subject) -> str:
             demand(False, f"{name} gets no gradient: it is not used, or a detach() or no_grad() cuts it off")
             continue
         bad = int((~gradient.isfinite()).sum())
-        demand(bad == 0, f"{bad} of {gradient.numel()} gradients of {name} are not finite at 96 positions; allowed 0")
+        demand(
+            bad == 0,
+            f"{bad} of {gradient.numel()} gradients of {name} are not finite at {seq_len} positions; allowed 0",
+        )
         demand(bool(gradient.any()), f"the gradient of {name} is zero throughout: what it enters is multiplied by zero")
         squares += float(gradient.double().square().sum())
     low, high = GRADIENT_NORM
@@ -41,7 +49,7 @@ def parameters(subject: Subject) -> str:
         f"the gradient's norm at initialisation is {norm:.3g}; limits {low:g} to {high:g}. Scale what writes to the "
         "residual stream by its depth, and keep decays below 1",
     )
-    return f"{count:,}, all learn; gradient norm {norm:.2g} at 96 positions"
+    return f"{count:,}, all learn; gradient norm {norm:.2g} at {seq_len} positions"
 
 
 def gradcheck(subject: Subject) -> str:

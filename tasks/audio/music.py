@@ -1,14 +1,18 @@
 """Music, one token a sample."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
 
 from tasks.archive import Member
 from tasks.audio import embedded_music
+from tasks.audio.pieces import split_pieces
 from tasks.audio.waveform import NUM_LEVELS, tokens_from_file
-from tasks.base import Split
+from tasks.base import Split, TaskError
 from tasks.corpus import CorpusTask
 from tasks.prepared import RawDocument
 from tasks.sources import Layout, SourceSpec
+from tasks.splits import Splits
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -17,6 +21,10 @@ class Music(CorpusTask):
     """Predict the next sample of music.
 
     16 kHz, mono, 256 mu-law levels (128 is silence); splits are by track.
+
+    Args:
+        files: ``tracks``, each a recording of its own, or ``pieces`` of one recording in the order of their
+            names, as YouTubeMix comes: 88 / 6 / 6 % of them in that order, each split read as one.
 
     >>> from tasks.base import ExampleStream
     >>> task = Music()
@@ -37,6 +45,21 @@ class Music(CorpusTask):
         suffixes=AUDIO_SUFFIXES,
         layouts=(Layout(name="piano", globs=tuple(f"audio/piano/**/*{suffix}" for suffix in AUDIO_SUFFIXES)),),
     )
+
+    def __init__(
+        self,
+        *,
+        data_root: Path | None = None,
+        source: Path | None = None,
+        files: Literal["tracks", "pieces"] = "tracks",
+    ) -> None:
+        if files not in ("tracks", "pieces"):
+            raise TaskError(f"audio: files={files!r} is neither 'tracks' nor 'pieces'; choose one")
+        self.files = files
+        super().__init__(data_root=data_root, source=source)
+
+    def deal(self) -> tuple[Splits, tuple[str, ...]]:
+        return super().deal() if self.files == "tracks" else split_pieces(self.corpus.documents)
 
     def documents_of(self, member: Member, notes: set[str]) -> Iterator[RawDocument]:
         yield RawDocument(name=member.name, group=member.name, tokens=tokens_from_file(member, notes))

@@ -1,5 +1,6 @@
-"""Next-base prediction of DNA."""
+"""Next-base prediction of DNA, and which species a stretch of it is from."""
 
 from tasks.dna.genome import Dna
+from tasks.dna.species import Species
 
-__all__ = ["Dna"]
+__all__ = ["Dna", "Species"]

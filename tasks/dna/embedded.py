@@ -24,6 +24,8 @@ SPLIT_OF_GROUP: dict[str, Split] = {"synthetic 1": "train", "synthetic 2": "vali
 _LENGTHS = {"synthetic 1": 1_200_000, "synthetic 2": 500_000, "synthetic 3": 1_100_000}
 """Train and test hold windows of 2^20 tokens."""
 
+NUM_SPECIES, _ANCESTOR_LEN = 5, 200_000
+
 _ORDER = 4
 _NUM_CHAINS = 2048
 """The background is made of this many chains side by side, so that numpy advances them together."""
@@ -47,6 +49,15 @@ def documents() -> Iterator[RawDocument]:
         _add_duplications(tokens_L, name)
         _add_tandem_repeats(tokens_L, name)
         yield RawDocument(name=name, group=name, tokens=tokens_L)
+
+
+def species_documents() -> Iterator[RawDocument]:
+    """Five relatives: one ancestor with so many substitutions, 2 % to 26 %, that its statistics fade."""
+    ancestor = _background(_background_table(), "ancestor", _ANCESTOR_LEN)
+    for index in range(NUM_SPECIES):
+        name = f"relative {index + 1}"
+        tokens_L = _mutate(ancestor, name, 0.02 + 0.06 * index)
+        yield RawDocument(name=f"{name.replace(' ', '')}.fa:region", group=name, tokens=tokens_L)
 
 
 def _words(purpose: str, count: int) -> Int64Array:

@@ -1,6 +1,6 @@
 """FASTA to tokens: A C G T N are 0 1 2 3 4."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,14 +76,25 @@ def parse_fasta(member: Member) -> Iterator[Record]:
 
 
 def _tokens(place: str, data: bytes, start: int, end: int) -> TokenArray:
-    tokens_L = _TOKEN_OF_BYTE[np.frombuffer(data, dtype=np.uint8, count=end - start, offset=start)]
+    def where(offset: int) -> str:
+        line = data.count(b"\n", 0, start + offset) + 1
+        return f"{place}: line {line}"
+
+    return encode_bases(memoryview(data)[start:end], where)
+
+
+def encode_bases(data: bytes | memoryview, where: Callable[[int], str]) -> TokenArray:
+    """Bases to tokens; spaces and line ends are dropped.
+
+    Raises :class:`TaskError` for a character that is no base; ``where`` names the place of its offset.
+    """
+    tokens_L = _TOKEN_OF_BYTE[np.frombuffer(data, dtype=np.uint8)]
     foreign = np.flatnonzero(tokens_L == _FOREIGN)
     if len(foreign):
-        offset = start + int(foreign[0])
-        line = data.count(b"\n", 0, offset) + 1
-        character = data[offset : offset + 4].decode("utf-8", "replace")[0]
+        offset = int(foreign[0])
+        character = bytes(data[offset : offset + 4]).decode("utf-8", "replace")[0]
         raise TaskError(
-            f"{place}: line {line}: {character!r} is not a base; allowed are ACGTU, N and the IUPAC codes "
+            f"{where(offset)}: {character!r} is not a base; allowed are ACGTU, N and the IUPAC codes "
             f"{_AMBIGUOUS}, in upper or lower case; remove it or name another file"
         )
     bases_L: TokenArray = tokens_L[tokens_L != _SPACE]

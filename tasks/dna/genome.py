@@ -2,20 +2,35 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import torch
 
 from tasks.archive import Member
-from tasks.base import Split
+from tasks.base import MAX_SEQ_LEN, Batch, ExampleStream, Split, TaskError
 from tasks.corpus import CorpusTask
 from tasks.dna import embedded
-from tasks.dna.fasta import ALPHABET, UNKNOWN, parse_fasta
+from tasks.dna.fasta import ALPHABET, UNKNOWN, Record, parse_fasta
+from tasks.dna.intervals import LEAK_NOTE, extended_starts, read_chromosomes, read_intervals, segments_of
 from tasks.download import PinnedFile
-from tasks.prepared import RawDocument
-from tasks.sources import Layout, SourceSpec
+from tasks.prepared import Corpus, RawDocument, build_corpus
+from tasks.random import derive_key, random_words
+from tasks.sources import Layout, ResolvedSource, SourceSpec
+from tasks.splits import Splits
+from tasks.windows import WindowStarts
 
-_ENCODE_REGION = re.compile(r"[^|]+\|(EN[mr]\d{3})\|")
+_ENCODE_REGION = re.compile(r"(?P<species>[^|]+)\|(?P<region>EN[mr]\d{3})\|")
 """Header of the ENCODE alignments' sequences: ``species|region|…``."""
 
 _CHROMOSOME = re.compile(r"(?:chr)?(\d+|[XYM]|MT)\b", re.IGNORECASE)
+
+_COMPLEMENT = [ALPHABET.index(letter) for letter in "TGCAN"]
+
+SPECIES_NOTE = (
+    "split by species: sequences of one region are each other's relatives (human and chimpanzee differ in about one "
+    "base in a hundred), so that a low loss on test can be copied from a relative in train; compare with region"
+)
 
 _HUMAN_SPLIT: dict[str, Split] = {"chr2": "test", "chr22": "validation"}
 _FASTA_GLOBS = tuple(
@@ -31,6 +46,11 @@ class Dna(CorpusTask):
     of human chromosome 7 with its orthologues in 22 vertebrates, validate on human chromosome 22 and
     test on human chromosome 2: a split by species would leak, because the species' sequences are
     copies of each other. For the same reason all sequences of one ENCODE region are one group.
+    ``split_by="species"`` splits so all the same, and the record's note names the leak. A BED file
+    beside the FASTA prescribes the splits of a genome (:mod:`tasks.dna.intervals`).
+
+    ``reverse_complement=True`` reads half of the training windows, drawn at random, from the other
+    strand: backwards, with A and T, C and G exchanged. N stays N. The other splits are as they are.
 
     >>> from tasks.base import ExampleStream
     >>> task = Dna()
@@ -49,8 +69,9 @@ class Dna(CorpusTask):
     embedded_note = embedded.NOTE
     spec = SourceSpec(
         task="dna",
-        suffixes=(".fa", ".fasta", ".fna", ".fas", ".ffn", ".txt"),
+        suffixes=(".fa", ".fasta", ".fna", ".fas", ".ffn", ".txt", ".bed"),
         layouts=(
+            Layout(name="hg38", globs=("dna/hg38/*.fa", "dna/hg38/*.bed"), needs_all=True),
             Layout(
                 name="ENm001 + hg38",
                 globs=("dna/encode_msa_multispecies/*.tar.xz", "dna/human_1mb/*.fa.gz"),
@@ -75,21 +96,56 @@ class Dna(CorpusTask):
         ),
     )
 
+    def __init__(
+        self,
+        *,
+        data_root: Path | None = None,
+        source: Path | None = None,
+        reverse_complement: bool = False,
+        split_by: Literal["region", "species"] = "region",
+    ) -> None:
+        if split_by not in ("region", "species"):
+            raise TaskError(f"dna: split_by={split_by!r} is neither 'region' nor 'species'")
+        self.reverse_complement, self.split_by = reverse_complement, split_by
+        super().__init__(data_root=data_root, source=source)
+
+    def sample(self, rng: ExampleStream, batch: int, seq_len: int, *, device: torch.device | str = "cpu") -> Batch:
+        drawn = super().sample(rng, batch, seq_len, device=device)
+        if not self.reverse_complement or rng.split != "train":
+            return drawn
+        last_B1 = drawn.targets_BL[:, -1:]
+        window_BL = torch.cat([drawn.inputs_BL, torch.where(last_B1 < 0, UNKNOWN, last_B1)], dim=1)
+        key = derive_key(self.name, self.version, rng.seed, rng.split, seq_len)
+        examples_B = torch.arange(rng.start, rng.start + batch, dtype=torch.int64)
+        is_flipped_B1 = (random_words(key, examples_B, 1, stream=1) >> 31).bool().to(window_BL.device)
+        complement = torch.tensor(_COMPLEMENT, device=window_BL.device)
+        return self.batch_of(torch.where(is_flipped_B1, complement[window_BL].flip(1), window_BL))
+
     def documents_of(self, member: Member, notes: set[str]) -> Iterator[RawDocument]:
         for record in parse_fasta(member):
             if not len(record.tokens_L):
                 notes.add(f"skipped the empty record {record.id!r} of {member.name}")
                 continue
             yield RawDocument(
-                name=f"{member.name}:{record.id}", group=self._group_of(record.id), tokens=record.tokens_L
+                name=f"{member.name}:{record.id}", group=self._group_of(member, record), tokens=record.tokens_L
             )
 
-    def _group_of(self, record_id: str) -> str:
-        if match := _ENCODE_REGION.match(record_id):
-            return match[1]
-        return chromosome_of(record_id) if self.layout == "ENm001 + hg38" else record_id
+    def _group_of(self, member: Member, record: Record) -> str:
+        match = _ENCODE_REGION.match(record.id)
+        if self.split_by == "species":
+            if match:
+                return match["species"]
+            return "human" if self.layout == "ENm001 + hg38" else species_of(member.name)
+        if match:
+            return match["region"]
+        return chromosome_of(record.id) if self.layout == "ENm001 + hg38" else record.id
+
+    def preparation_options(self) -> dict[str, str | int | float | bool]:
+        return {"split_by": "species"} if self.split_by == "species" else {}
 
     def fixed_splits(self) -> Mapping[str, Split] | None:
+        if self.split_by == "species":
+            return None
         if self.layout == "embedded":
             return embedded.SPLIT_OF_GROUP
         if self.layout == "ENm001 + hg38":
@@ -97,12 +153,57 @@ class Dna(CorpusTask):
             return {group: _HUMAN_SPLIT.get(group, "train") for group in groups}
         return None
 
+    def deal(self) -> tuple[Splits, tuple[str, ...]]:
+        if self._intervals:
+            return segments_of(self.corpus, self._intervals), (LEAK_NOTE,)
+        splits, notes = super().deal()
+        if self.split_by == "region":
+            return splits, notes
+        species = sorted({document.group for document in self.corpus.documents})
+        if self.layout == "embedded" or len(species) < len(splits):
+            held = "synthetic ones" if self.layout == "embedded" else ", ".join(species)
+            raise TaskError(
+                f"dna: split_by=species needs sequences of three species, here {held}; use --data or region"
+            )
+        return splits, (*notes, SPECIES_NOTE)
+
+    def max_seq_len(self, split: Split = "test") -> int:
+        if not self._intervals:
+            return super().max_seq_len(split)
+        used = {interval.chromosome for interval in self._intervals if interval.split == split}
+        return min(MAX_SEQ_LEN, max(d.length for d in self.corpus.documents if d.name in used) - 1)
+
+    def find_window_starts(self, split: Split, window_len: int) -> WindowStarts:
+        segments = self.splits[split]
+        if self._intervals and max(segment.length for segment in segments) < window_len:
+            return extended_starts(self.corpus, segments, window_len, UNKNOWN)
+        return super().find_window_starts(split, window_len)
+
+    def _load(self, resolved: ResolvedSource) -> Corpus:
+        self._intervals = read_intervals(resolved.files)
+        if self._intervals and self.split_by == "species":
+            raise TaskError("dna: split_by=species, but the BED file prescribes the splits; leave one out")
+        return super()._load(resolved)
+
+    def _build(self, resolved: ResolvedSource) -> Corpus:
+        if self._intervals:
+            return build_corpus(read_chromosomes(resolved.files, self._intervals))
+        return super()._build(resolved)
+
     @classmethod
     def embedded_sha256(cls) -> str:
         return embedded.sha256()
 
     def embedded_documents(self) -> Iterator[RawDocument]:
         return embedded.documents()
+
+
+def species_of(file_name: str) -> str:
+    """
+    >>> species_of("apes/gorilla.chr1.fa"), species_of("human.fa")
+    ('gorilla', 'human')
+    """
+    return PurePosixPath(file_name).name.split(".")[0]
 
 
 def chromosome_of(record_id: str) -> str:

@@ -365,3 +365,15 @@ def test_the_gpu_trains_on_the_examples_of_the_cpu():
         learner.prepare()
     assert torch.equal(on_cpu._inputs_NBL[:STEPS], on_gpu._inputs_NBL[:STEPS].cpu())
     assert torch.equal(on_cpu._targets_NBL[:STEPS], on_gpu._targets_NBL[:STEPS].cpu())
+
+
+@cuda
+@pytest.mark.parametrize("model", ["mamba_complex-unet1x4", "s6_complex_lti.mamba+mamba-unet1x4"])
+def test_a_captured_step_in_parts_is_the_eager_one(model, monkeypatch):
+    trial = trial_of(model, device="cuda", microbatches=2)
+    captured = trained(trial)
+    assert captured.log.captured == {"cuda_graph": True}, captured.log.captured
+    monkeypatch.setattr(Lockstep, "_capture", lambda self: None)
+    eager = trained(trial)
+    torch.testing.assert_close(captured._losses_S, eager._losses_S, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(captured._losses_S[:2], eager._losses_S[:2], rtol=2e-3, atol=2e-3)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from models.base import Mixer
-from models.hyena import Hyena
+from models.hyena import SLOW, TARGET, Hyena
 from models.lstm import LSTM
 from models.ops.context import observing
 from models.s4d import S4D
@@ -114,6 +114,19 @@ def test_hyena_equals_the_direct_convolution_with_its_filter(seq_len):
     for lag in range(seq_len):
         direct[:, lag:] += kernel[:, lag] * x[:, : seq_len - lag]
     assert torch.allclose(hyena(x), direct, atol=1e-10)
+
+
+def test_hyenas_windows_spread_from_the_shortest_to_beyond_the_period():
+    width, period, shortest = 6, 2**14, 64
+    hyena = ready(Hyena(width, max_period=period, shortest_window=shortest))
+    torch.nn.init.zeros_(hyena.fc2.weight)  # the MLP's value is then the same everywhere
+    torch.nn.init.constant_(hyena.fc2.bias, 0.1)
+    filter_DL = hyena.filter(2 * period).abs()
+    falls_to = filter_DL / filter_DL[:, :1]
+    where_D = [int((row > TARGET).sum()) for row in falls_to]
+    assert where_D[0] == pytest.approx(shortest, rel=0.05) and where_D[-1] == pytest.approx(SLOW * period, rel=0.05)
+    ratios = [b / a for a, b in itertools.pairwise(where_D)]
+    assert max(ratios) == pytest.approx(min(ratios), rel=0.1)
 
 
 def test_hyenas_filter_is_the_same_at_every_length():

@@ -21,7 +21,7 @@ def params_without_embedding(name: str) -> int:
     return model.num_params - 16 * model.d_model
 
 
-@pytest.mark.parametrize("size", ["tiny", "130m", "1.4b"])
+@pytest.mark.parametrize("size", ["tiny", "dna1m", "10m", "25m", "130m", "1.4b"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_of_a_size_have_equal_parameters(family, size):
     reference = params_without_embedding(f"mamba-{size}")
@@ -110,3 +110,8 @@ def test_files_without_the_factory_say_what_they_define(tmp_path):
     (tmp_path / "mine.py").write_text("def build(vocab_size): ...\n")
     with pytest.raises(ValueError, match="it defines build"):
         find_factory(f"{tmp_path}/mine.py:make")
+
+
+def test_the_dna_models_have_about_the_published_size():
+    assert on_meta("mamba-dna1m", vocab_size=5).num_params == pytest.approx(1.4e6, rel=0.01)
+    assert len(on_meta("transformer-dna1m").blocks) == 6 and len(on_meta("mamba-dna1m").blocks) == 12

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from tasks import SPLITS, CorpusTask, TaskError, make_task
+from tasks import SPLITS, CorpusTask, ExampleStream, TaskError, make_task
 from tasks.archive import Member
 from tasks.audio.torchaudio_import import import_torchaudio
 from tasks.audio.waveform import mu_law_encode, read_waveform, resample
@@ -180,3 +180,94 @@ def test_embedded_speech_has_ten_speakers_or_more() -> None:
     assert isinstance(task, CorpusTask)
     assert len({document.group for document in task.corpus.documents}) >= 10
     assert {document.length for document in task.corpus.documents} == {16_000}
+
+
+# ---- one recording in pieces
+
+
+def pieces(folder: Path, count: int, name: str = "out{:03d}.wav") -> Path:
+    for i in range(count):
+        (folder / name.format(i)).write_bytes(encode(np.full(500 + i, (i % 7) / 7)))
+    return folder
+
+
+def test_pieces_are_split_in_their_order_and_read_as_one(tmp_path: Path) -> None:
+    task = make_task("audio", source=pieces(tmp_path, 50), files="pieces")
+    assert isinstance(task, CorpusTask)
+    train, validation, test = ([*task.splits[split]] for split in SPLITS)
+    assert "44 / 3 / 3 pieces" in task.provenance.note, "88, 6 and 6 %"
+    assert [len(split) for split in (train, validation, test)] == [1, 1, 1]
+    assert train[0].start == 0 and test[0].start + test[0].length == len(task.corpus.tokens)
+    assert train[0].length == sum(500 + i for i in range(44))
+    # No sample is in two splits or in none, and a window crosses the border of two pieces.
+    assert (validation[0].start, test[0].start) == (train[0].length, train[0].length + validation[0].length)
+    assert task.max_seq_len("test") == 500 * 3 + 47 + 48 + 49 - 1
+    assert len(np.unique(task.corpus.tokens_of(test[0]))) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_pieces(tmp_path: Path, count: int) -> None:
+    with pytest.raises(TaskError, match=rf"at least 3 pieces, one a split; {count} are there"):
+        make_task("audio", source=pieces(tmp_path, count), files="pieces")
+
+
+def test_pieces_whose_names_do_not_sort(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"'out11\.wav' comes before 'out2\.wav'; pad the numbers"):
+        make_task("audio", source=pieces(tmp_path, 12, "out{}.wav"), files="pieces")
+
+
+def test_files_are_tracks_or_pieces() -> None:
+    with pytest.raises(TaskError, match="files='albums' is neither 'tracks' nor 'pieces'"):
+        make_task("audio", files="albums")
+
+
+# ---- every way in which a recording comes, through the task
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 48_000])
+def test_any_depth_channels_and_rate_give_the_tokens_of_the_sound(
+    tmp_path: Path, subtype: str, channels: int, rate_hz: int
+) -> None:
+    signal = tone(440, rate_hz, length_s=1)
+    (tmp_path / "x.wav").write_bytes(encode(np.stack([signal] * channels, 1), rate_hz, subtype=subtype))
+    task = music(tmp_path)
+    tokens = torch.from_numpy(task.corpus.tokens.astype(np.int64))
+    assert abs(len(tokens) - 16_000) <= 1
+    decoded = import_torchaudio().transforms.MuLawDecoding(256)(tokens).numpy()[1000:15_000]
+    wanted = tone(440, 16_000, length_s=1)[1000:15_000]
+    # Half a level of mu-law at this amplitude, the coarser of the two quantisations, and the filter's edge.
+    assert np.abs(decoded - wanted).max() < 0.03
+    assert (f"resampled from {rate_hz} Hz" in task.provenance.note) == (rate_hz != 16_000)
+
+
+@pytest.mark.parametrize(("samples", "extreme"), [(3.0, 255), (-3.0, 0)])
+def test_floats_beyond_full_scale_are_clipped(tmp_path: Path, samples: float, extreme: int) -> None:
+    (tmp_path / "loud.wav").write_bytes(encode(np.full(1000, samples), subtype="FLOAT"))
+    assert set(music(tmp_path).corpus.tokens.tolist()) == {extreme}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("empty.wav", b"", "0 bytes"),
+        ("text.mp3", b"no sound here\n" * 100, "cannot be decoded as audio"),
+        ("header.flac", b"fLaC", "cannot be decoded as audio"),
+        ("page.ogg", b"OggS", "truncated"),
+    ],
+)
+def test_a_damaged_file_among_good_ones_is_named_with_its_folder(
+    tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    (tmp_path / "album").mkdir()
+    (tmp_path / "good.wav").write_bytes(encode(tone(440, 16_000)))
+    (tmp_path / "album" / name).write_bytes(data)
+    with pytest.raises(TaskError, match=rf"album/{name}: .*{reason}"):
+        music(tmp_path)
+
+
+def test_a_clip_of_one_sample_is_too_short_to_train_on_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "click.wav").write_bytes(encode(np.array([0.5])))
+    with pytest.raises(TaskError, match=r"click\.wav"):
+        music(tmp_path).sample(ExampleStream(seed=0), 1, 64)

@@ -159,3 +159,52 @@ def test_embedded_dna_looks_like_dna() -> None:
     assert all(0.15 < float(share) < 0.35 for share in shares[:4])
     pairs = torch.bincount(tokens[:-1] * 5 + tokens[1:], minlength=25) / len(tokens)
     assert float(pairs[1 * 5 + 2]) < 0.7 * float(shares[1] * shares[2]), "CG is rare"
+
+
+def reverse_complement(tokens_L: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([3, 2, 1, 0, 4])[tokens_L].flip(-1)
+
+
+def test_half_of_the_training_windows_are_of_the_other_strand(tmp_path: Path) -> None:
+    path = tmp_path / "x.fa"
+    generator = np.random.default_rng(1)
+    path.write_text("".join(f">c{i}\n{''.join(generator.choice(list('ACGTN'), 3000))}\n" for i in range(3)))
+    plain, augmented = make_task("dna", source=path), make_task("dna", source=path, reverse_complement=True)
+    one, other = (task.sample(ExampleStream(seed=3), 400, 80) for task in (plain, augmented))
+    last_B1 = one.targets_BL[:, -1:].clone()
+    windows_BL = torch.cat([one.inputs_BL, torch.where(last_B1 == IGNORE_INDEX, 4, last_B1)], dim=1)
+    same_B = (other.inputs_BL == one.inputs_BL).all(dim=1)
+    flipped_BL = reverse_complement(windows_BL)[~same_B]
+    assert torch.equal(other.inputs_BL[~same_B], flipped_BL[:, :-1])
+    expected_BL = torch.where(flipped_BL[:, 1:] == 4, IGNORE_INDEX, flipped_BL[:, 1:])
+    assert torch.equal(other.targets_BL[~same_B], expected_BL)
+    assert 150 < int(same_B.sum()) < 250
+    alone = augmented.sample(ExampleStream(seed=3, start=17), 1, 80)
+    assert torch.equal(alone.inputs_BL[0], other.inputs_BL[17])
+    for split in ("validation", "test"):
+        stream = ExampleStream(split=split)  # type: ignore[arg-type]
+        assert torch.equal(plain.sample(stream, 8, 80).inputs_BL, augmented.sample(stream, 8, 80).inputs_BL)
+
+
+def test_split_by_species_keeps_a_species_together_and_names_the_leak(tmp_path: Path) -> None:
+    records = {f"{name}|ENm001|piece{i}": 1500 for name in ("human", "chimp", "cow", "dog") for i in range(2)}
+    path = write_random(tmp_path / "x.fa", records)
+    task = make_task("dna", source=path, split_by="species")
+    assert isinstance(task, CorpusTask)
+    groups = {split: {document.group for document in documents} for split, documents in task.splits.items()}
+    assert set.union(*groups.values()) == {"human", "chimp", "cow", "dog"}
+    assert sum(map(len, groups.values())) == 4 and all(groups.values())
+    assert "relative in train" in task.provenance.note
+    assert "contiguous" in dna(path).provenance.note, "by region they are one group"
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "message"),
+    [
+        ({"human|ENm001|x": 900, "cow|ENm001|x": 900}, {"split_by": "species"}, "three species, here cow, human"),
+        ({"a": 900}, {"split_by": "kingdom"}, "split_by='kingdom' is neither"),
+    ],
+)
+def test_species_that_cannot_be_split(tmp_path: Path, records, options, message) -> None:
+    with pytest.raises(TaskError, match=message):
+        make_task("dna", source=write_random(tmp_path / "x.fa", records), **options)

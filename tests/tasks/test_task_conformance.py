@@ -21,12 +21,14 @@ GOLDEN = {
     ("dna", 1): "d9732fb412fef774f248740bf5a96e97d23c52bf6d1201fab48ae82be8debbf4",
     ("audio", 1): "e641a64d491dcabef8e21d91d1c11e91dd8c14ea048b31d31b6c01f8eb6ba281",
     ("speech", 1): "7f13eff99ff2245050cf1cc77a362860db72d426198156c5f4a1c3b6a1cd3ffd",
+    ("species", 1): "b4630aae0f70cb95fa143d561c89a49ea220e15dba480554f0aa10110aac9c64",
 }
 
 GOLDEN_CORPORA = {
     # sha256 of all tokens of the embedded samples
     ("dna", 1): "76c706e83bd315066176bba7c933e936556ca44a5680eb15c4dfaa8c79456e6c",
     ("audio", 1): "4596d8e3a4277eed05e4810615a5dbc6acd6b17489013c3403f78ecdd63a8c59",
+    ("species", 1): "654a9d74217765934dc874fe470818c6d5e54f8c7d6affdcfc797401c9209700",
     ("speech", 1): "d30ce60cbf1b3dc7497cf8fff591b26910b0d8fd324ade91803f28d0626840d0",
 }
 

@@ -1,0 +1,153 @@
+"""Language pretraining as figures: loss against tokens and against FLOPs, bits per byte against length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from reports import style
+from reports.drawing import (
+    INK,
+    Drawing,
+    Rows,
+    Styles,
+    add_legend,
+    draw_curves,
+    draw_rail,
+    length_axis,
+    new_figure,
+    nothing_measured,
+)
+from reports.language_rows import LanguageGroup, LanguageRun, language_groups
+
+PANELS = {"tokens": "Tokens read", "flops": "FLOPs spent (the model's own, forward and backward)"}
+FIRST_SHARE = 0.1
+"""Of a training is left out: its first losses would press the others together."""
+
+
+def language_jobs(training: pd.DataFrame) -> Iterator[Callable[[], Drawing]]:
+    """What draws the figures of each group of a section's language trainings."""
+    groups = language_groups(training)
+    for group in groups:
+        if any(run.curve for run in group.runs):
+            yield partial(loss_figure, group)
+    if any(run.scores for group in groups for run in group.runs):
+        yield partial(context_figure, groups)
+
+
+def loss_figure(group: LanguageGroup) -> Drawing:
+    """Validation loss of every run, on the left against what it read, on the right against what it cost."""
+    styles = style.model_styles([run.model for run in group.runs])
+    rows = Rows(x="x")
+    for run in group.runs:
+        for mark, per_step in (("tokens", run.tokens_per_step), ("flops", run.flops_per_step)):
+            for step, loss in run.curve:
+                if step >= FIRST_SHARE * run.steps_asked:
+                    note = f"seed {style.figure(run.seed)}, step {step:.0f}"
+                    rows.add(run.model, mark, step * per_step, loss, status=run.status, note=note)
+    data = rows.frame()
+    title = f"Language: validation loss, {group.symbols}"
+    stamp = style.STAMP if "embedded" in str(group.about["source"]) else ""
+    sheet, panels = new_figure(title, _subtitle(group), stamp, 1, 2)
+    for axes, (mark, label) in zip(panels, PANELS.items(), strict=True):
+        _draw_losses(axes, data[data["mark"] == mark], styles, style.rate if mark == "tokens" else "{:.0e}".format)
+        axes.set_xlabel(label, fontsize=10, color=INK)
+    panels[0].set_ylabel("Bits per token", fontsize=10, color=INK)
+    add_legend(sheet, data.assign(mark=data["mark"].map(lambda _: "loss")), styles, {})
+    return Drawing(
+        name=f"language-loss-{group.symbols}", title=title, figure=sheet, data=data,
+        caption="Loss on a fixed set of windows of the validation split while training goes on, without the first "
+        f"tenth; a line a seed, its end marked. Symbols: {group.symbols}. The learning rate falls to its end at the "
+        "marks, so that a point before them is not what a training of that budget gives. Both axes are logarithmic.",
+    )  # fmt: skip
+
+
+def _draw_losses(axes: Any, data: pd.DataFrame, styles: Styles, show: Callable[[float], str]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for (model, _), line in data.groupby(["model", data["note"].str.partition(",")[0]]):
+        look, ordered = styles[str(model)], line.sort_values("x")
+        axes.plot(ordered["x"], ordered["value"], color=look.color, linestyle=look.line, linewidth=1.6)
+        axes.plot(ordered["x"].iloc[-1:], ordered["value"].iloc[-1:], look.marker, color=look.color, markersize=6)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+
+
+def context_figure(groups: Sequence[LanguageGroup]) -> Drawing:
+    """Bits per byte of the test text against the length of the context in bytes, a panel for each kind of symbols."""
+    models = sorted({run.model for group in groups for run in group.runs})
+    styles = style.model_styles(models)
+    title = "Language: bits per byte against length"
+    embedded = any("embedded" in str(group.about["source"]) for group in groups)
+    sheet, panels = new_figure(title, _subtitle(groups[0]), style.STAMP if embedded else "", 1, len(groups))
+    drawn = []
+    for axes, group in zip(panels, groups, strict=True):
+        data = _length_rows(group)
+        if (data["mark"] == "measured").any():
+            length_axis(axes, data["seq_len"].tolist(), "Length in bytes (1K = 1,024)")
+        else:
+            nothing_measured(axes)
+        axes.axvline(group.train_len * _bytes(group), color=INK, linewidth=1.1, linestyle="--")
+        draw_curves(axes, data, styles)
+        draw_rail(axes, data, styles)
+        axes.set_title(f"{group.symbols}, trained at {style.length(group.train_len)}", loc="left", fontsize=10)
+        drawn.append(data.assign(note=data["note"].where(data["note"] != "", group.symbols)))
+    panels[0].set_ylabel("Bits per byte", fontsize=10, color=INK)
+    _share_limits(panels)
+    every = pd.concat(drawn, ignore_index=True)
+    add_legend(sheet, every, styles, {})
+    return Drawing(
+        name="language-context", title=title, figure=sheet, data=every,
+        caption="Bits per byte of the same stretches of the test split, read in windows of each length (dashed: the "
+        "training length); lower is better. Lines are means over seeds; bands reach from the lowest to the highest "
+        "end of the seeds' 95 % intervals, which hold the differences between texts too: models read the same ones. "
+        "Tokens of a BPE are drawn at the bytes that they stand for on average.",
+    )  # fmt: skip
+
+
+def _length_rows(group: LanguageGroup) -> pd.DataFrame:
+    rows, width = Rows(), _bytes(group)
+    by_model: dict[str, list[LanguageRun]] = {}
+    for run in group.runs:
+        by_model.setdefault(run.model, []).append(run)
+    for model, runs in by_model.items():
+        for seq_len in group.lengths:
+            found = [run.scores[seq_len] for run in runs if seq_len in run.scores]
+            for run in runs:
+                if seq_len in run.absent:
+                    rows.add(model, "failed", seq_len * width, status="skipped", note=run.absent[seq_len])
+            if found:
+                rows.add(
+                    model, "measured", seq_len * width, sum(score.bits_per_byte for score in found) / len(found),
+                    low=min(score.low for score in found), high=max(score.high for score in found), n=len(found),
+                    status="ok", note=group.symbols,
+                )  # fmt: skip
+    return rows.frame()
+
+
+def _bytes(group: LanguageGroup) -> float:
+    """Of a token; 1 where nothing was scored at the training length."""
+    found = group.bytes_per_token()
+    return found if math.isfinite(found) else 1.0
+
+
+def _share_limits(panels: Sequence[Any]) -> None:
+    """The same bits per byte at the same height in every panel."""
+    low = min(axes.get_ylim()[0] for axes in panels)
+    high = max(axes.get_ylim()[1] for axes in panels)
+    for axes in panels:
+        axes.set_ylim(low, high)
+
+
+def _subtitle(group: LanguageGroup) -> str:
+    return " \N{MIDDLE DOT} ".join(str(group.about[key]) for key in ("source", "dtype", "section") if group.about[key])

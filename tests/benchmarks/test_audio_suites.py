@@ -1,0 +1,89 @@
+"""The suites of raw audio ask for what the paper says, for every curve of its figures."""
+
+import pytest
+
+from benchmarks.plan import predicted_cost
+from benchmarks.suite_entries import TrainingEntry
+from benchmarks.suite_trials import Selection, expand
+from benchmarks.suites import load_suite
+from harness import Trial
+from reports.audio_reference import ablation_panels, context_curves
+
+
+def trials_of(name: str, **selection) -> list[Trial]:
+    expanded = expand(load_suite(name), Selection(**selection), device="cuda", source_of={})
+    return [item.trial for item in expanded]
+
+
+def test_every_curve_of_figure_7_is_trained_by_its_protocol():
+    trials = trials_of("audio-context")
+    assert set(context_curves()) <= {trial.model for trial in trials}
+    for trial in trials:
+        protocol = trial.protocol
+        assert trial.batch * trial.seq_len == 2**20, "about a million samples a step"
+        assert (protocol["lr"], protocol["weight_decay"], protocol["betas"]) == (2e-3, 0.1, [0.9, 0.95])
+        assert protocol["warmup_steps"] * 10 == protocol["steps"]
+        assert protocol["score_lengths"] == [trial.seq_len] and protocol["tf32"] is False
+    for model in context_curves():
+        mine = [trial for trial in trials if trial.model == model]
+        assert {trial.seq_len for trial in mine} == {2**power for power in range(13, 21)}
+        assert len({trial.seed for trial in mine}) >= 2
+
+
+def test_every_curve_of_figure_10_is_trained_at_every_length():
+    trials = trials_of("audio-ablation")
+    for panel in ablation_panels():
+        for model, curve in panel.rows.values():
+            assert {trial.seq_len for trial in trials if trial.model == model} == set(curve)
+    assert {trial.batch * trial.seq_len for trial in trials} == {2**18}
+    assert {trial.protocol["lr"] for trial in trials} == {1e-3}
+
+
+@pytest.mark.parametrize("name", ["audio-context", "audio-ablation"])
+def test_every_length_is_scored_on_as_many_samples(name):
+    for trial in trials_of(name):
+        windows = trial.protocol["score_tokens"] // trial.seq_len
+        assert windows <= trial.protocol["max_examples"] and windows * trial.seq_len == trial.protocol["score_tokens"]
+
+
+def test_a_part_is_picked_by_model_and_length():
+    (trial,) = trials_of("audio-context", models=("s4d-unet3x16",), lengths=(2**14,), seeds=(0,))
+    assert (trial.seq_len, trial.batch) == (2**14, 64)
+
+
+def entry(**changes) -> dict:
+    fixed = {"kind": "training", "tasks": ["audio"], "models": ["s4d-unet1x4"], "steps": 3, "lr": 1e-3}
+    return fixed | {"tokens": 2048} | changes
+
+
+def test_parts_of_a_step_are_at_most_its_sequences(tmp_path):
+    path = tmp_path / "s.yaml"
+    parts = {}
+    for microbatches in (1, 4):
+        lengths = [256, 1024, 2048]
+        path.write_text(
+            str({"name": "s", "description": "d", "trials": [entry(lengths=lengths, microbatches=microbatches)]})
+        )
+        for trial in trials_of(str(path)):
+            parts[microbatches, trial.batch] = trial.protocol.get("microbatches")
+    # A step that is not split says nothing of it: its identity is what it was.
+    assert parts == {(1, 8): None, (1, 2): None, (1, 1): None, (4, 8): 4, (4, 2): 2, (4, 1): None}
+
+
+def test_parts_lower_the_predicted_memory_and_leave_the_work():
+    costs = []
+    for microbatches in (1, 4):
+        made = TrainingEntry.model_validate(entry(lengths=[512], tokens=4096, microbatches=microbatches))
+        protocol = {"steps": 3, "task_options": {}, "microbatches": made.microbatches}
+        costs.append(
+            predicted_cost(
+                Trial(
+                    kind="training", model="s4d-unet1x4", task="audio", seq_len=512, batch=8, dtype="float32",
+                    direction="train", device="cpu", seed=0, protocol=protocol,
+                )
+            )
+        )  # fmt: skip
+    whole, split = costs
+    # Each part makes the kernels of its convolutions anew.
+    assert split.flops == pytest.approx(whole.flops, rel=0.1)
+    assert split.peak_bytes < 0.5 * whole.peak_bytes
