@@ -22,6 +22,7 @@ from models.base import RMS_NORM_EPS, Mixer, State, init_linear
 from models.ops import fused_blocks
 from models.ops.causal_conv1d import causal_conv1d_silu
 from models.ops.context import is_fake, observe, relative_error, stands_for
+from models.ops.inference_kernels import MAX_OFFSET, InferenceKernels, conv_silu, inference_kernels, keep_window
 from models.ops.ssd import CHUNK, ssd, ssd_flops
 
 CONV_WIDTH = 4
@@ -102,9 +103,12 @@ class Mamba2(Mixer):
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """z ``(…, E)``, x, B and C before their convolution ``(…, F)``, dt ``(…, H)`` in float32 at least."""
-        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv1d.out_channels, self.num_heads], dim=-1)
+        z, xBC, dt = self._split(self.in_proj(x))
         wide = torch.promote_types(dt.dtype, torch.float32)
         return z, xBC, F.softplus(dt.to(wide) + self.dt_bias.to(wide))
+
+    def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
+        return projected.split([self.d_inner, self.conv1d.out_channels, self.num_heads], dim=-1)
 
     def _select(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x ``(…, H, P)``, B and C ``(…, G, N)``."""
@@ -119,9 +123,7 @@ class Mamba2(Mixer):
     def _portable(self, x_BLD: Tensor, state: State | None = None) -> Tensor:
         z_BLE, xBC_BLF, dt_BLH = self._project(x_BLD)
         if state is not None:
-            tail = xBC_BLF[:, -CONV_WIDTH:].transpose(1, 2)
-            state["conv"].zero_()
-            state["conv"][..., -tail.shape[-1] :] = tail
+            keep_window(xBC_BLF.transpose(1, 2), state["conv"])
         xBC_BLF = causal_conv1d_silu(xBC_BLF, self.conv1d.weight, self.conv1d.bias)  # type: ignore[arg-type]
         x_BLHP, B_BLGN, C_BLGN = self._select(xBC_BLF)
         dtx_BLHP = (dt_BLH[..., None] * x_BLHP).to(x_BLHP.dtype)
@@ -139,6 +141,8 @@ class Mamba2(Mixer):
         # The kernels know no float64.
         if not self.fused or x_BLD.dtype == torch.float64:
             return None
+        if x_BLD.shape[0] * x_BLD.shape[1] * self.in_proj.out_features >= MAX_OFFSET:
+            return None  # it reads the projections where they lie
         if is_fake(x_BLD):
             return fused_blocks.mamba_split_conv1d_scan_combined if stands_for(x_BLD) == "cuda" else None
         return import_fused_block() if x_BLD.is_cuda else None
@@ -185,7 +189,38 @@ class Mamba2(Mixer):
         )
 
     def prefill(self, x_BLD: Tensor, state: State) -> Tensor:
-        return self._portable(x_BLD, state)
+        kernels = inference_kernels(x_BLD) if self.fused else None
+        B, L, _ = x_BLD.shape
+        num_parts = math.ceil(B * L * self.conv1d.out_channels / MAX_OFFSET)
+        if kernels is None or num_parts > B:
+            return self._portable(x_BLD, state)
+        parts = [
+            self._prefill_fused(kernels, x_BLD[i : i + 1 + (B - 1) // num_parts], state, first=i)
+            for i in range(0, B, 1 + (B - 1) // num_parts)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _prefill_fused(self, kernels: InferenceKernels, x_BLD: Tensor, state: State, *, first: int) -> Tensor:
+        """As mamba-ssm's own module reads a prompt; of the sequences from the ``first`` on."""
+        state = {name: tensor[first : first + len(x_BLD)] for name, tensor in state.items()}
+        z_BLE, xBC_BLF, dt_BLH = self._split(self.in_proj(x_BLD))
+        keep_window(xBC_BLF.transpose(1, 2), state["conv"])
+        xBC_BLF = conv_silu(kernels, xBC_BLF, self.conv1d.weight, self.conv1d.bias)  # type: ignore[arg-type]
+        x_BLHP, B_BLGN, C_BLGN = self._select(xBC_BLF)
+        y_BLHP, h_BHPN = kernels.dual(
+            x_BLHP, dt_BLH, self._A(), B_BLGN, C_BLGN, CHUNK["mamba-ssm"],
+            D=self.D.float(), dt_bias=self.dt_bias.float(), dt_softplus=True, return_final_states=True,
+        )  # fmt: skip
+        state["h"].copy_(h_BHPN)
+        y_BLD = self.out_proj(self.norm(y_BLHP.flatten(2), z_BLE))
+        B, L, _ = x_BLD.shape
+        observe(
+            "mamba2_block",
+            "mamba-ssm mamba_chunk_scan_combined with its last state",
+            forward_flops=B * (self._ssd_flops(L, CHUNK["mamba-ssm"])[0] + 2.0 * L * self.conv1d.weight.numel()),
+            check=lambda: relative_error(y_BLD, self._portable(x_BLD)),
+        )
+        return y_BLD
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> State:  # noqa: ARG002
         wide = torch.promote_types(dtype, torch.float32)
@@ -195,6 +230,8 @@ class Mamba2(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> Tensor:
+        if self.fused and (kernels := inference_kernels(x_BD)) is not None:
+            return self._step_fused(kernels, x_BD, state)
         z_BE, xBC_BF, dt_BH = self._project(x_BD)
         conv_BFW, h_BHPN = state["conv"], state["h"]
         conv_BFW.copy_(conv_BFW.roll(-1, dims=-1))
@@ -206,6 +243,27 @@ class Mamba2(Mixer):
         h_BHPN.addcmul_((dt_BH[..., None] * x_BHP)[..., None], B_BHN[:, :, None])
         y_BHP = torch.einsum("bhpn,bhn->bhp", h_BHPN, C_BHN) + self.D.to(x_BHP.dtype)[:, None] * x_BHP
         return self.out_proj(self.norm(y_BHP.flatten(1).to(z_BE.dtype), z_BE))
+
+    def _step_fused(self, kernels: InferenceKernels, x_BD: Tensor, state: State) -> Tensor:
+        z_BE, xBC_BF, dt_BH = self._split(self.in_proj(x_BD))
+        conv_weight_FW = self.conv1d.weight.squeeze(1)
+        xBC_BF = kernels.conv_step(xBC_BF, state["conv"], conv_weight_FW, self.conv1d.bias, activation="silu")
+        x_BHP, B_BGN, C_BGN = self._select(xBC_BF)
+        # Strides of 0 tell the kernel that a head has one step and one decay.
+        by_channel = (-1, self.head_dim)
+        y_BHP = kernels.state_step(
+            state["h"],
+            x_BHP,
+            dt_BH[..., None].expand_as(x_BHP),
+            self._A()[:, None, None].expand(*by_channel, self.d_state),
+            B_BGN,
+            C_BGN,
+            self.D[:, None].expand(by_channel),
+            dt_bias=self.dt_bias[:, None].expand(by_channel),
+            dt_softplus=True,
+        )
+        observe("mamba2_block", "mamba-ssm selective_state_update")
+        return self.out_proj(self.norm(y_BHP.flatten(1), z_BE))
 
     def op_flops(self, seq_len: int) -> float:
         return self._ssd_flops(seq_len, CHUNK["chunked"])[0] + 2.0 * seq_len * self.conv1d.weight.numel()

@@ -23,6 +23,7 @@ from models.base import Mixer, State, init_linear
 from models.ops import fused_blocks
 from models.ops.causal_conv1d import causal_conv1d
 from models.ops.context import is_fake, observe, relative_error, stands_for
+from models.ops.inference_kernels import InferenceKernels, inference_kernels, keep_window, projected_from_left
 from models.s6 import S6
 
 CONV_WIDTH = 4
@@ -46,9 +47,7 @@ class ShortConv(nn.Conv1d):
 
     def prefill(self, x_BLE: Tensor, window_BEW: Tensor) -> Tensor:
         """As forward; leaves the last W inputs in ``window``."""
-        tail_BEW = x_BLE[:, -self.width :].transpose(1, 2)
-        window_BEW.zero_()
-        window_BEW[..., -tail_BEW.shape[-1] :] = tail_BEW
+        keep_window(x_BLE.transpose(1, 2), window_BEW)
         return self(x_BLE)
 
     def step(self, x_BE: Tensor, window_BEW: Tensor) -> Tensor:
@@ -224,14 +223,58 @@ class Mamba(Wiring):
         return y_BLD
 
     def prefill(self, x_BLD: Tensor, state: State) -> Tensor:
+        if (kernels := self._inference_kernels(x_BLD)) is not None:
+            return self._prefill_fused(kernels, x_BLD, state)
         x_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, dim=-1)
         x_BLE = F.silu(self.conv1d.prefill(x_BLE, state["conv"]))
         return self._output(self.inner.prefill(x_BLE, state), z_BLE)
 
+    def _inference_kernels(self, x: Tensor) -> InferenceKernels | None:
+        return inference_kernels(x) if self.fused and self._inner_is_published_s6() else None
+
+    def _prefill_fused(self, kernels: InferenceKernels, x_BLD: Tensor, state: State) -> Tensor:
+        """As mamba-ssm's own module reads a prompt."""
+        s6 = self.inner
+        assert isinstance(s6, S6)
+        x_BEL, z_BEL = projected_from_left(self.in_proj.weight, x_BLD).chunk(2, dim=1)
+        keep_window(x_BEL, state["conv"])
+        x_BEL = kernels.conv(x_BEL, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
+        dt_BRL, B_BNL, C_BNL = (s6.x_proj.weight @ x_BEL).split(s6.sizes, dim=1)
+        y_BEL, h_BEN = kernels.scan(
+            x_BEL, s6.dt_proj.weight @ dt_BRL, s6.A(), B_BNL, C_BNL, s6.D.float(),
+            z=z_BEL, delta_bias=s6.dt_proj.bias.float(), delta_softplus=True, return_last_state=True,
+        )  # fmt: skip
+        state["h"].copy_(h_BEN)
+        y_BLD = self.out_proj(y_BEL.transpose(1, 2))
+        B, L, _ = x_BLD.shape
+        observe(
+            "mamba_block",
+            "mamba-ssm selective_scan_fn with its last state",
+            forward_flops=B * self.op_flops(L),
+            check=lambda: relative_error(y_BLD, self._portable(x_BLD)),
+        )
+        return y_BLD
+
     def step(self, x_BD: Tensor, state: State) -> Tensor:
+        if (kernels := self._inference_kernels(x_BD)) is not None:
+            return self._step_fused(kernels, x_BD, state)
         x_BE, z_BE = self.in_proj(x_BD).chunk(2, dim=-1)
         x_BE = F.silu(self.conv1d.step(x_BE, state["conv"]))
         return self._output(self.inner.step(x_BE, state), z_BE)
+
+    def _step_fused(self, kernels: InferenceKernels, x_BD: Tensor, state: State) -> Tensor:
+        s6 = self.inner
+        assert isinstance(s6, S6)
+        x_BE, z_BE = self.in_proj(x_BD).chunk(2, dim=-1)
+        conv_weight_EW = self.conv1d.weight.squeeze(1)
+        x_BE = kernels.conv_step(x_BE, state["conv"], conv_weight_EW, self.conv1d.bias, activation="silu")
+        dt_BR, B_BN, C_BN = s6.x_proj(x_BE).split(s6.sizes, dim=-1)
+        y_BE = kernels.state_step(
+            state["h"], x_BE, F.linear(dt_BR, s6.dt_proj.weight), s6.A(), B_BN, C_BN, s6.D,
+            z=z_BE, dt_bias=s6.dt_proj.bias, dt_softplus=True,
+        )  # fmt: skip
+        observe("mamba_block", "mamba-ssm selective_state_update")
+        return self.out_proj(y_BE)
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> State:
         window = torch.zeros(batch, self.d_inner, CONV_WIDTH, device=device, dtype=dtype)

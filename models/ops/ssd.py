@@ -20,6 +20,7 @@ from torch import Tensor
 
 from models.ops.context import is_fake, observe, relative_error, stands_for, why_missing
 from models.ops.fused_ssd import FakeMambaSSD
+from models.ops.inference_kernels import outgrows_32_bits
 from models.ops.ssd_chunked import CHUNK, ChunkedSSD, chunked_forward, split_segments
 
 BACKENDS = ("mamba-ssm", "chunked", "sequential")
@@ -60,7 +61,7 @@ def ssd(
     _check(x_BLHP, log_decay_BLH, B_BLGN, C_BLGN, h0_BHPN)
     given = [t for t in (x_BLHP, log_decay_BLH, B_BLGN, C_BLGN, h0_BHPN) if t is not None]
     wide = functools.reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
-    name, note = _choose(backend, x_BLHP, wide)
+    name, note = _choose(backend, x_BLHP, wide, too_large=outgrows_32_bits(*given))
     arguments = (x_BLHP, log_decay_BLH, B_BLGN, C_BLGN, h0_BHPN)
     if name == "mamba-ssm":
         y_BLHP, h_last_BHPN = _mamba_ssm(*arguments)
@@ -110,7 +111,7 @@ def available_backends(device: torch.device | str, dtype: torch.dtype = torch.fl
     return {name: _unavailable(name, torch.device(device), dtype) for name in BACKENDS}
 
 
-def _choose(backend: str, x: Tensor, wide: torch.dtype) -> tuple[str, str]:
+def _choose(backend: str, x: Tensor, wide: torch.dtype, *, too_large: bool) -> tuple[str, str]:
     """The backend to run, and a note for the record where it is not the one meant for this device."""
     fake = is_fake(x)
     if backend == "auto":
@@ -118,6 +119,8 @@ def _choose(backend: str, x: Tensor, wide: torch.dtype) -> tuple[str, str]:
         if not (stands_for(x) == "cuda" if fake else x.is_cuda):
             return "chunked", ""
         why = _unavailable("mamba-ssm", torch.device("cuda"), wide, fake=fake)
+        if too_large:
+            why = why or "its indices have 32 bits"
         return ("chunked", f" (no mamba-ssm: {why})") if why else ("mamba-ssm", "")
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
