@@ -66,6 +66,8 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
     metrics |= first["metrics"]
     if probes:
         metrics |= {"largest_batch": batch, "search": [probe.as_dict() for probe in probes]}
+        # The plan, which could not know the batch, predicted one sequence.
+        metrics["predicted_peak_bytes"] = predicted_generation(replace(trial, batch=batch)).peak_bytes
         if not is_bracketed(probes):
             metrics["search_ended_early"] = "out of its time or probes: a larger batch may fit"
     allocator = keep_freed_memory()

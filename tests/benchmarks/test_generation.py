@@ -229,6 +229,7 @@ def test_the_largest_batch_fits_a_given_memory(monkeypatch):
     assert {"batch": 6, "fits": True} in metrics["search"]
     assert metrics["search"][-1]["fits"] is False and metrics["search"][-1]["batch"] in (7, 8)
     assert metrics["peak_alloc_bytes"] == pytest.approx(need[6], rel=0.1)
+    assert metrics["predicted_peak_bytes"] == need[6]
     assert metrics["state_bytes"] == model.state_bytes(64 + 5, batch=6)
 
 
