@@ -127,18 +127,15 @@ class S6(Mixer):
             factors = [torch.view_as_complex(f.to(torch.promote_types(f.dtype, torch.float32))) for f in factors]
         return factors[0] if len(factors) == 1 else factors[0] * factors[1]
 
-    def _selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dt ``(…, E)``, B and C ``(…, modes)``; ones for a B or C that is a parameter."""
+    def _selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """dt ``(…, E)``, B and C ``(…, modes)``; ones for a B that is a parameter, None for such a C."""
         parts = self.x_proj(x).split(self.sizes, dim=-1) if self.select else (x[..., :0],) * 3
         if "dt" in self.select:
             dt = F.softplus(self.dt_proj(parts[0]))
         else:
             dt = F.softplus(self.dt_bias).to(x.dtype).expand_as(x)
-        B, C = (
-            self._modes(part) if name in self.select else x.new_ones(1).expand(*x.shape[:-1], self.A_log.shape[1])
-            for name, part in zip(("B", "C"), parts[1:], strict=True)
-        )
-        return dt, B, C
+        B, C = (self._modes(t) if name in self.select else None for name, t in zip("BC", parts[1:], strict=True))
+        return dt, x.new_ones(1).expand(*x.shape[:-1], self.A_log.shape[1]) if B is None else B, C
 
     def _modes(self, part: Tensor) -> Tensor:
         if not self.is_complex:
@@ -196,7 +193,10 @@ class S6(Mixer):
         h_BEN.addcmul_(dtx_BE[..., None].to(h_BEN.dtype), B_BN.to(h_BEN.dtype)[:, None])
         weights_EN = self._read_weights()
         read_BEN = h_BEN if weights_EN is None else h_BEN * weights_EN
-        y_BE = self._real(torch.einsum("ben,bn->be", read_BEN, C_BN.to(h_BEN.dtype)))
+        if C_BN is None:
+            y_BE = self._real(read_BEN.sum(-1))
+        else:
+            y_BE = self._real(torch.einsum("ben,bn->be", read_BEN, C_BN.to(h_BEN.dtype)))
         return y_BE.to(x_BE.dtype) + self.D.to(x_BE.dtype) * x_BE
 
     def op_flops(self, seq_len: int) -> float:

@@ -10,7 +10,8 @@ of B without P.
 
 ==============  ==================================================================================
 ``kernel``      C++ for CPUs, built on first use (:mod:`models.ops.scan_kernel`); float32, float64
-``mamba-ssm``   the released fused CUDA kernel, where the package is installed; from h = 0, without W
+``mamba-ssm``   the released fused CUDA kernel, where the package is installed; from h = 0, with W in place of C
+                alone, in float32 or with a complex A in complex64
 ``chunked``     PyTorch, any device, any dtype, complex too (:mod:`models.ops.scan_reference`)
 ``sequential``  the recurrence as written, for tests
 ==============  ==================================================================================
@@ -52,7 +53,7 @@ def selective_scan(
     dt_BLD: Tensor,
     A_DN: Tensor,
     B_BLN: Tensor,
-    C_BLN: Tensor,
+    C_BLN: Tensor | None,
     *,
     h0_BDN: Tensor | None = None,
     W_DN: Tensor | None = None,
@@ -62,29 +63,34 @@ def selective_scan(
 
     Args:
         x_BLD, dt_BLD: inputs and positive step sizes (softplus is the caller's).
-        A_DN: the decay's rate, real, or complex for ``chunked`` and ``sequential``.
-        B_BLN, C_BLN: what enters the state and what is read from it. They, x and dt may be slices of larger
-            tensors: no copy is made while the last dimension is dense.
+        A_DN: the decay's rate, real, or complex for all but ``kernel``.
+        B_BLN, C_BLN: what enters the state and what is read from it; None for a C of ones. They, x and dt may be
+            slices of larger tensors: no copy is made while the last dimension is dense.
         h0_BDN: state before the first step; zeros if not given.
         W_DN: weights of the read-out, real or complex; ones if not given. mamba-ssm knows such weights only in
-            place of B or C, so a CUDA device runs ``chunked`` with them.
+            place of C, so that a CUDA device runs ``chunked`` where both are given.
         backend: one of :data:`BACKENDS`, or ``auto``: mamba-ssm on CUDA, kernel on a CPU, chunked where those
             do not run.
 
     Returns:
         ``y_BLD`` in x's dtype and ``h_last_BDN`` in the dtype computed in: float64 if an argument is float64, else
-        float32. If any argument is complex, both are the complex sums.
+        float32. If any argument is complex, both are the complex sums; of y mamba-ssm gives the real part alone.
 
     Raises:
         ValueError: shapes or devices that do not fit, or a backend that cannot run this.
     """
+    selected_C_BLN = C_BLN
+    if C_BLN is None:
+        C_BLN = x_BLD.new_ones(1).expand(*x_BLD.shape[:2], A_DN.shape[-1])
     _check(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, h0_BDN, W_DN)
     given = [t for t in (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, h0_BDN, W_DN) if t is not None]
     wide = functools.reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
     weighted = W_DN is not None
-    name, note = _choose(backend, x_BLD, wide, has_h0=h0_BDN is not None, weighted=weighted)
+    beside_C = weighted and selected_C_BLN is not None
+    mixed = wide.is_complex and (x_BLD.is_complex() or dt_BLD.is_complex() or not A_DN.is_complex())
+    name, note = _choose(backend, x_BLD, wide, has_h0=h0_BDN is not None, weighted=beside_C, mixed=mixed)
     if name == "mamba-ssm":
-        y_BLD, h_last_BDN = _mamba_ssm(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN)
+        y_BLD, h_last_BDN = _mamba_ssm(x_BLD, dt_BLD, A_DN, B_BLN, selected_C_BLN, W_DN)
     else:
         real = wide.to_real()
         x, dt, A, B, C = (_to(t, wide if t.is_complex() else real) for t in (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN))
@@ -130,10 +136,12 @@ def force_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def _choose(backend: str, x_BLD: Tensor, wide: torch.dtype, *, has_h0: bool, weighted: bool) -> tuple[str, str]:
+def _choose(
+    backend: str, x_BLD: Tensor, wide: torch.dtype, *, has_h0: bool, weighted: bool, mixed: bool
+) -> tuple[str, str]:
     """The backend to run, and a note for the record where it is not the one meant for this device."""
     reason = functools.partial(
-        _unavailable, device=x_BLD.device, wide=wide, has_h0=has_h0, weighted=weighted, fake=is_fake(x_BLD)
+        _unavailable, device=x_BLD.device, wide=wide, has_h0=has_h0, weighted=weighted, mixed=mixed, fake=is_fake(x_BLD)
     )
     if backend == "auto":
         first = _forced.get() or ("mamba-ssm" if x_BLD.is_cuda else "kernel")
@@ -147,7 +155,14 @@ def _choose(backend: str, x_BLD: Tensor, wide: torch.dtype, *, has_h0: bool, wei
 
 
 def _unavailable(
-    name: str, device: torch.device, wide: torch.dtype, *, has_h0: bool, weighted: bool, fake: bool = False
+    name: str,
+    device: torch.device,
+    wide: torch.dtype,
+    *,
+    has_h0: bool,
+    weighted: bool,
+    mixed: bool = False,
+    fake: bool = False,
 ) -> str:
     if name == "kernel":
         if device.type != "cpu":
@@ -156,12 +171,14 @@ def _unavailable(
     if name == "mamba-ssm":
         if device.type != "cuda" and not fake:
             return f"it is for CUDA tensors, these are on {device.type}"
-        if wide != torch.float32:
-            return f"it computes in float32, not {wide}"
+        if wide not in (torch.float32, torch.complex64):
+            return f"it computes in float32 or complex64, not {wide}"
+        if mixed:
+            return "its x and dt are real, and its B and C complex only where A is"
         if has_h0:
             return "it cannot start from a given h0"
         if weighted:
-            return "it takes weights of the channels in place of B or C only, not beside them"
+            return "it takes weights of the channels in place of C only, not beside it"
         # Without data nothing of the package is called, and it may be another machine's memory that is predicted,
         # with tensors said to be on a CPU: a PyTorch without CUDA aborts on the gradients of fake CUDA tensors.
         return "" if fake else why_missing("mamba_ssm.ops.selective_scan_interface")
@@ -223,17 +240,36 @@ class _KernelScan(torch.autograd.Function):
         return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=True))
 
 
-def _mamba_ssm(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """The package's layout is (B, D, L) and (B, N, L), in one dtype, float16 and bfloat16 included."""
-    narrow = functools.reduce(torch.promote_types, (t.dtype for t in (dt, B, C)), x.dtype)
-    u, delta, B_BNL, C_BNL = (_to(t, narrow).transpose(1, 2).contiguous() for t in (x, dt, B, C))
-    A = _to(A, torch.float32).contiguous()
+def _mamba_ssm(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor | None, W: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The package's layout is (B, D, L) and (B, N, L), in one dtype, float16 and bfloat16 included.
+
+    Of a complex A it wants B and C with real and imaginary parts in turn, (B, N, 2 L), and returns twice the real part.
+    A C of the channels' own is (D, N).
+    """
+    narrow = torch.promote_types(x.dtype, dt.dtype)
+    if not A.is_complex():
+        narrow = functools.reduce(torch.promote_types, (t.dtype for t in (B, C) if t is not None), narrow)
+    u, delta = (_to(t, narrow).transpose(1, 2).contiguous() for t in (x, dt))
+    A = _to(A, torch.complex64 if A.is_complex() else torch.float32).contiguous()
+
+    def positions_last(t_BLN: Tensor) -> Tensor:
+        if not A.is_complex():
+            return _to(t_BLN, narrow).transpose(1, 2).contiguous()
+        return _to(torch.view_as_real(_to(t_BLN, A.dtype)), narrow).transpose(1, 2).flatten(2)
+
+    B_BNL = positions_last(B)
+    own_C_DN = torch.ones_like(A) if W is None else _to(W, A.dtype).contiguous()
+    C_read = own_C_DN if C is None else positions_last(C)
     if is_fake(x):
-        y_BDL, h_last_BDN = _FakeMambaScan.apply(u, delta, A, B_BNL, C_BNL)
+        y_BDL, h_last_BDN = _FakeMambaScan.apply(u, delta, A, B_BNL, C_read)
     else:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-        y_BDL, h_last_BDN = selective_scan_fn(u, delta, A, B_BNL, C_BNL, return_last_state=True)
+        y_BDL, h_last_BDN = selective_scan_fn(u, delta, A, B_BNL, C_read, return_last_state=True)
+    if A.is_complex():
+        y_BDL = 0.5 * y_BDL
     return _to(y_BDL.transpose(1, 2), x.dtype), _NoGradient.apply(h_last_BDN)
 
 
@@ -255,7 +291,7 @@ class _FakeMambaScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
         num_chunks, y_BDL = math.ceil(u.shape[2] / 2048), torch.empty_like(u)
-        scanned = u.new_empty(*u.shape[:2], num_chunks, 2 * A.shape[1], dtype=torch.float32)
+        scanned = u.new_empty(*u.shape[:2], num_chunks, 2 * A.shape[1], dtype=A.dtype)
         ctx.save_for_backward(u, delta, A, B, C, scanned)
         return y_BDL, scanned[:, :, -1, 1::2]
 
@@ -264,7 +300,7 @@ class _FakeMambaScan(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor, gh_last: Tensor) -> tuple[Tensor, ...]:
         u, delta, A, B, C, _ = ctx.saved_tensors
         _held = gy.contiguous()
-        dB, dC = (torch.empty_like(t, dtype=torch.float32) for t in (B, C))
+        dB, dC = (torch.empty_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (B, C))
         return (torch.empty_like(u), torch.empty_like(delta), torch.empty_like(A), _to(dB, B.dtype), _to(dC, C.dtype))
 
 
@@ -290,6 +326,8 @@ def slice_error(
         y_d, h = chunked_scan(x_d, dt_d, wide(A[d]), wide(B[b, part]), wide(C[b, part]), h, W_d)
         pieces.append(y_d)
     actual, reference = wide(y.index_select(2, d)[b]), torch.cat(pieces, 1)
+    if reference.is_complex() and not actual.is_complex():
+        reference = reference.real
     if reference.is_complex():
         actual, reference = torch.view_as_real(actual), torch.view_as_real(reference)
     return relative_error(actual, reference)

@@ -308,7 +308,7 @@ def test_another_machines_backend_can_be_predicted():
 
 
 def test_another_machines_backend_falls_back_as_it_would_there():
-    why = "it takes weights of the channels in place of B or C only, not beside them"
+    why = "it takes weights of the channels in place of C only, not beside it"
     assert available_backends("cpu", weighted=True)["chunked"] == ""
     with FakeTensorMode(), force_backend("mamba-ssm"), observing() as report:
         x, dt, A, B, C, _, W = (torch.empty(t.shape) for t in weighted_inputs(2, 70, 6, 4))
