@@ -194,10 +194,8 @@ class Mamba2(Mixer):
         num_parts = math.ceil(B * L * self.conv1d.out_channels / MAX_OFFSET)
         if kernels is None or num_parts > B:
             return self._portable(x_BLD, state)
-        parts = [
-            self._prefill_fused(kernels, x_BLD[i : i + 1 + (B - 1) // num_parts], state, first=i)
-            for i in range(0, B, 1 + (B - 1) // num_parts)
-        ]
+        size = math.ceil(B / num_parts)
+        parts = [self._prefill_fused(kernels, x_BLD[i : i + size], state, first=i) for i in range(0, B, size)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _prefill_fused(self, kernels: InferenceKernels, x_BLD: Tensor, state: State, *, first: int) -> Tensor:

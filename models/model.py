@@ -255,7 +255,12 @@ class SequenceModel(Model):
         nn.init.normal_(self.backbone.embedding.weight, std=0.02, generator=generator)
         for block in self.blocks:
             block.init_weights(generator, num_layers=len(self.blocks))
-        nn.init.ones_(self.backbone.norm_f.weight)
-        if not self.tied:
-            assert isinstance(self.lm_head, nn.Linear)
-            init_linear(self.lm_head, generator)
+        init_head(self.backbone, self.lm_head, generator)
+
+
+def init_head(backbone: Backbone, lm_head: nn.Module, generator: torch.Generator) -> None:
+    """The final norm, and the head unless it is the embedding."""
+    nn.init.ones_(backbone.norm_f.weight)
+    assert isinstance(lm_head, nn.Linear)
+    if lm_head.weight is not backbone.embedding.weight:
+        init_linear(lm_head, generator)

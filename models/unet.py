@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.base import RMS_NORM_EPS, State, init_linear
-from models.model import Backbone, Block, Description, Model
+from models.base import RMS_NORM_EPS, State
+from models.model import Backbone, Block, Description, Model, init_head
 from models.ops.context import is_fake
 from models.pooling import Pooling
 
@@ -256,10 +256,7 @@ class UNet(Model):
             block.init_weights(generator, num_layers=len(self.blocks))
         for pooling in self._poolings:
             pooling.init_weights(generator)
-        nn.init.ones_(self.backbone.norm_f.weight)
-        assert isinstance(self.lm_head, nn.Linear)
-        if self.lm_head.weight is not self.backbone.embedding.weight:
-            init_linear(self.lm_head, generator)
+        init_head(self.backbone, self.lm_head, generator)
 
 
 def _matmul_params(module: nn.Module) -> int:
