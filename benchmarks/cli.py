@@ -281,10 +281,11 @@ def _nvidia_smi() -> str:
     import shutil
     import subprocess
 
+    from harness.environment import nvidia_smi
+
     if shutil.which("nvidia-smi") is None:
         return ""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    answer = subprocess.run(nvidia_smi("name"), capture_output=True, text=True, timeout=20, check=False)
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 

@@ -56,11 +56,21 @@ def _cpu() -> dict[str, Any]:
     }
 
 
+def nvidia_smi(*queries: str) -> list[str]:
+    """The command that asks these things of the GPU that CUDA calls its first.
+
+    That is the first of ``CUDA_VISIBLE_DEVICES``, where it names some of a machine's. Of a part of a GPU (MIG)
+    nvidia-smi has no clocks; all GPUs answer then.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    chosen = ["-i", first] if first and not first.startswith("MIG") else []
+    return ["nvidia-smi", *chosen, f"--query-gpu={','.join(queries)}", "--format=csv,noheader"]
+
+
 def _gpu() -> dict[str, Any] | None:
     """Asked of nvidia-smi, because the supervisor must not touch CUDA."""
     queries = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "power.limit")
-    command = ["nvidia-smi", f"--query-gpu={','.join(queries)}", "--format=csv,noheader"]
-    answer = _output(command)
+    answer = _output(nvidia_smi(*queries))
     return dict(zip(queries, answer.splitlines()[0].split(", "), strict=False)) if answer else None
 
 
@@ -91,8 +101,7 @@ class ClockReading:
         self._asked = self._ask(REASON_QUERIES[0])
 
     def _ask(self, *reasons: str) -> "subprocess.Popen[str] | None":
-        queries = ",".join((*CLOCK_QUERIES, *reasons))
-        command = ["nvidia-smi", f"--query-gpu={queries}", "--format=csv,noheader"]
+        command = nvidia_smi(*CLOCK_QUERIES, *reasons)
         try:
             return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         except OSError:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, Timing, issue_times_ms, time_calls
-from harness.environment import ClockReading, gpu_clocks, parse_clocks
+from harness.environment import ClockReading, gpu_clocks, nvidia_smi, parse_clocks
 from harness.memory import host_peak, memory_of
 from harness.outcomes import Unpredictable
 from harness.prediction import StorageTracker, predict
@@ -159,3 +159,13 @@ def test_drivers_of_either_name_and_of_none_are_understood(tmp_path, monkeypatch
 def test_without_nvidia_smi_there_is_no_reading(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_clocks() == {}
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"), [(None, []), ("", []), ("1", ["-i", "1"]), ("1,0", ["-i", "1"]), ("MIG-a", [])]
+)
+def test_the_first_visible_gpu_is_asked(visible, asked, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert nvidia_smi("name") == ["nvidia-smi", *asked, "--query-gpu=name", "--format=csv,noheader"]
