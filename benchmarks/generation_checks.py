@@ -51,7 +51,8 @@ def verify(trial: Trial, model: Model, loop_class: type[Loop]) -> dict[str, floa
     with observing(verify=True) as checked:
         first = loop.trace()
     for operator, error in checked.errors.items():
-        _demand(error, operator_tolerance(trial), f"{operator} ({checked.backends[operator]})", "its reference", trial)
+        what = f"{operator} ({checked.kernel_of(operator)})"
+        _demand(error, operator_tolerance(trial), what, "its reference", trial)
     traces = first, loop.trace()  # the second from used states
     ids_BL = torch.cat([prompt_BL, loop.tokens_BN[:, :-1]], dim=1)
     forward_BNV = _last_logits(model, ids_BL, steps + 1)

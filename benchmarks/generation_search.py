@@ -10,7 +10,7 @@ PRECISION = 16
 MAX_PROBES = 32
 _FIRST_EXTRAPOLATION = 8
 """Below this batch weights and workspaces hide what a sequence takes."""
-_LONGEST_JUMP = 64
+_LONGEST_JUMP = 128
 _MARGIN = 32  # an extrapolated batch is tried 1/32 below, since the allocator loses some of the memory
 
 

@@ -117,7 +117,7 @@ def verify(trial: Trial, workload: Workload) -> OpReport:
     for operator, error in checked.errors.items():
         if not error <= limit:  # a NaN is not below any limit
             raise WrongOutput(
-                f"{operator} ({checked.backends[operator]}) differs from its reference by {error:.3g} at "
+                f"{operator} ({checked.kernel_of(operator)}) differs from its reference by {error:.3g} at "
                 f"seq_len={trial.seq_len}, where {trial.dtype} allows {limit:g}; no speed is given"
             )
     return checked

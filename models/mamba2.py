@@ -191,7 +191,8 @@ class Mamba2(Mixer):
     def prefill(self, x_BLD: Tensor, state: State) -> Tensor:
         kernels = inference_kernels(x_BLD) if self.fused else None
         B, L, _ = x_BLD.shape
-        num_parts = math.ceil(B * L * self.conv1d.out_channels / MAX_OFFSET)
+        # Steps and gate lie between the other projections of a position, so that their offsets count all of these.
+        num_parts = math.ceil(B * L * self.in_proj.out_features / MAX_OFFSET)
         if kernels is None or num_parts > B:
             return self._portable(x_BLD, state)
         size = math.ceil(B / num_parts)

@@ -30,6 +30,10 @@ class OpReport:
     forward_flops: float = 0.0
     backward_flops: float = 0.0
 
+    def kernel_of(self, op: str) -> str:
+        """What a message calls the kernel whose error is known."""
+        return self.backends.get(op, "in another operator's reference")
+
 
 _report: ContextVar[OpReport | None] = ContextVar("seqbench_op_report", default=None)
 

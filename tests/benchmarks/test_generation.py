@@ -7,7 +7,7 @@ import torch
 
 import benchmarks.generation as generation
 from benchmarks.generation import predicted_generation, run_generation
-from benchmarks.generation_checks import check_tokens, prompt_ids
+from benchmarks.generation_checks import check_tokens, prompt_ids, verify
 from benchmarks.generation_loops import LOOPS, EagerLoop, GraphLoop
 from benchmarks.generation_models import GPT_NEOX, build_generation_model
 from benchmarks.generation_search import MAX_PROBES, Probe, is_bracketed, largest_fitting, search_largest
@@ -15,6 +15,7 @@ from benchmarks.generation_times import host_times, throughput
 from harness import Trial, Unsupported, WrongOutput
 from harness.outcomes import is_out_of_memory
 from models import MODELS, family
+from models.ops.context import observe
 
 TINY = [name for name in MODELS if name.endswith("-tiny")]
 WAYS = [*((name, "eager") for name in [*TINY, "gpt_neox-tiny"]), ("gpt_neox-tiny", "transformers")]
@@ -300,3 +301,22 @@ def test_gpt_neox_has_pythias_shape():
     config = model.network.config
     assert config.use_parallel_residual
     assert config.rope_parameters["partial_rotary_factor"] == 0.25
+
+
+def test_an_operator_whose_reference_runs_another_is_checked(monkeypatch):
+    """As the fused blocks, whose references are portable forms with operators of their own."""
+    trial = make_trial("mamba-tiny", "eager")
+    model = build_generation_model(trial)
+    embedding = model.backbone.embedding
+    lookup = embedding.forward
+
+    def reference() -> float:
+        observe("inner", "portable", check=lambda: 1e-9)
+        return 1e-9
+
+    def embedded(ids):
+        observe("block", "fused", check=reference)
+        return lookup(ids)
+
+    monkeypatch.setattr(embedding, "forward", embedded)
+    assert verify(trial, model, LOOPS["eager"])["inner"] == 1e-9

@@ -140,7 +140,7 @@ def test_a_batch_beyond_32_bits_is_read_in_parts(parts, monkeypatch):
     mixer, x = make("mamba2"), inputs(PROMPT + STEPS)
     wanted = outputs(mixer, x, PROMPT)
     use(monkeypatch, STAND_INS)
-    monkeypatch.setattr(mamba2, "MAX_OFFSET", math.ceil(BATCH * PROMPT * mixer.conv1d.out_channels / parts))
+    monkeypatch.setattr(mamba2, "MAX_OFFSET", math.ceil(BATCH * PROMPT * mixer.in_proj.out_features / parts))
     read = []
     fused = mixer._prefill_fused
     monkeypatch.setattr(mixer, "_prefill_fused", lambda *args, **kw: read.append(len(args[1])) or fused(*args, **kw))
