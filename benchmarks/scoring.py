@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.confusion import balanced_accuracy, bootstrap, confusion, matthews
 from harness.memory import available_memory_bytes, host_peak
 from harness.outcomes import is_out_of_memory
 from harness.statistics import Estimate, batch_means, clustered_proportion, mean_estimate, wilson
@@ -130,6 +131,8 @@ def _window_starts(task: CorpusTask, seq_len: int, count: int, protocol: Mapping
     A region is as long as the longest length that can be scored, so that shorter windows see the same
     text with less context, and not other text. Raises TaskError where no window is long enough.
     """
+    if task.label_tokens is not None:
+        return list(task.evaluation_windows("test", seq_len, count).starts)
     possible = [length for length in protocol["score_lengths"] if length <= task.max_seq_len("test")]
     region_len = max([length for length in possible if length >= seq_len], default=seq_len)
     num_regions = max(protocol["score_regions"], protocol["score_tokens"] // region_len)
@@ -169,6 +172,9 @@ def _score(
     nats: list[np.ndarray] = []
     num_bytes: list[np.ndarray] = []
     token_bytes = task.token_bytes if isinstance(task, CorpusTask) else None
+    labels = task.label_tokens if isinstance(task, CorpusTask) else None
+    asked: list[int] = []
+    answered: list[int] = []
     held_bytes = 0
     if device.type == "cuda":
         held_bytes = torch.cuda.memory_allocated(device)
@@ -177,11 +183,14 @@ def _score(
         inputs_BL, targets_BL = batch.inputs_BL, batch.targets_BL
         started = _now_ns(device)
         hidden_BLD = model.hidden(inputs_BL)
-        losses_BL, correct_BL = _losses(model, hidden_BLD, targets_BL)
+        losses_BL, answers_BL = _losses(model, hidden_BLD, targets_BL)
         latency_ms.append((_now_ns(device) - started) / 1e6)
         scored_BL = targets_BL != IGNORE_INDEX
-        correct_per_example += (correct_BL & scored_BL).sum(1).tolist()
+        correct_per_example += ((answers_BL == targets_BL) & scored_BL).sum(1).tolist()
         scored_per_example += scored_BL.sum(1).tolist()
+        if labels is not None:
+            asked += targets_BL[scored_BL].tolist()
+            answered += answers_BL[scored_BL].tolist()
         if task.metric == "bits_per_token":
             nats += list(losses_BL.masked_fill(~scored_BL, math.nan).cpu().numpy())
             if token_bytes is not None:  # all of a text's targets are scored
@@ -206,7 +215,7 @@ def _score(
             if answers == 1
             else clustered_proportion(correct_per_example, answers)
         )
-        return entry | {"accuracy": estimate.as_dict()}
+        return entry | {"accuracy": estimate.as_dict()} | (_class_scores(asked, answered, labels) if labels else {})
     bytes_EL = np.stack(num_bytes) if num_bytes else None
     return entry | _bits(np.stack(nats), sum(correct_per_example), sum(scored_per_example), bytes_EL)
 
@@ -219,16 +228,25 @@ def _now_ns(device: torch.device) -> int:
 
 
 def _losses(model: Model, hidden_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss in nats and correctness per position; logits only at scored positions and in pieces."""
+    """Loss in nats and likeliest token per position; logits only at scored positions and in pieces."""
     scored_S = (targets_BL != IGNORE_INDEX).flatten().nonzero().squeeze(1)
     hidden_SD, targets_S = hidden_BLD.flatten(0, 1), targets_BL.flatten()
     losses = torch.zeros(targets_S.shape, device=targets_S.device)
-    correct = torch.zeros(targets_S.shape, dtype=torch.bool, device=targets_S.device)
+    answers = torch.zeros_like(targets_S)
     for places in scored_S.split(_HEAD_TOKENS):
         logits_SV = model.lm_head(hidden_SD[places]).float()
         losses[places] = F.cross_entropy(logits_SV, targets_S[places], reduction="none")
-        correct[places] = logits_SV.argmax(-1) == targets_S[places]
-    return losses.view_as(targets_BL), correct.view_as(targets_BL)
+        answers[places] = logits_SV.argmax(-1)
+    return losses.view_as(targets_BL), answers.view_as(targets_BL)
+
+
+def _class_scores(asked: Sequence[int], answered: Sequence[int], labels: range) -> dict[str, Any]:
+    """Figures that a frequent class cannot carry alone; a token that is no label counts as a wrong answer."""
+    counts_KA = confusion(np.array(asked) - labels.start, np.array(answered) - labels.start, len(labels))
+    return {
+        "mcc": bootstrap(counts_KA, matthews).as_dict(),
+        "balanced_accuracy": bootstrap(counts_KA, balanced_accuracy).as_dict(),
+    }
 
 
 def _bits(nats_EL: np.ndarray, correct: int, scored: int, bytes_EL: np.ndarray | None = None) -> dict[str, Any]:

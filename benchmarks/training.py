@@ -234,7 +234,8 @@ def _score(member: _Member, task: Task, device: torch.device, publish: Callable[
         member.scores.append(entry)
         publish()
     at_training_length = next((s for s in member.scores if s["seq_len"] == trial.seq_len and s["status"] == "ok"), {})
-    metrics |= {k: at_training_length[k] for k in ("accuracy", "bits_per_token") if k in at_training_length}
+    figures = ("accuracy", "bits_per_token", "mcc", "balanced_accuracy")
+    metrics |= {k: at_training_length[k] for k in figures if k in at_training_length}
     member.status = "ok"
 
 

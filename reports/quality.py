@@ -26,9 +26,9 @@ from reports.drawing import (
 from reports.frames import TRAINING_GROUP
 
 PROBES = ("selective_copying", "induction_heads")
-CLASSIFIED = ("species",)
+CLASSIFIED = ("species", "gue", "vertebrates", "genomic_benchmarks")
 """Data sets that are judged by accuracy, as the probes are."""
-TITLES = {"selective_copying": "Selective copying", "induction_heads": "Induction heads", "dna": "DNA"}
+TITLES = {"selective_copying": "Selective copying", "induction_heads": "Induction heads", "dna": "DNA", "gue": "GUE"}
 BAND = (
     "Lines are means over seeds, hollow marks the seeds; bands reach from the lowest to the highest end of the "
     "seeds' 95 % intervals."

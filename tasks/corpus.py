@@ -64,6 +64,8 @@ class CorpusTask(Task):
     embedded_note: ClassVar[str]
     unscored_token: ClassVar[int | None] = None
     """A token that stands for an unknown symbol: read by the model, never a target."""
+    label_tokens: range | None = None
+    """Where documents are items to classify: the labels, one of which is asked at an item's last position."""
     token_bytes: "npt.NDArray[np.int64] | None" = None
     """Of text, how many bytes each token stands for: what bits per byte are counted with."""
 
@@ -95,6 +97,10 @@ class CorpusTask(Task):
     @abstractmethod
     def documents_of(self, member: Member, notes: set[str]) -> Iterator[RawDocument]:
         """Documents of one file. Adds to ``notes`` what a reader of the record should know."""
+
+    def reads(self, name: str) -> bool:  # noqa: ARG002 (options of a task may choose)
+        """Whether the file of this name is among those that the task's options choose."""
+        return True
 
     def fixed_splits(self) -> Mapping[str, Split] | None:
         """The split of every group, where the source prescribes it."""
@@ -212,7 +218,8 @@ class CorpusTask(Task):
 
         def documents() -> Iterator[RawDocument]:
             for file in resolved.files:
-                for member in read_members(file.path, file.name, self.spec.suffixes):
+                members = read_members(file.path, file.name, self.spec.suffixes)
+                for member in (member for member in members if self.reads(member.name)):
                     found = [document for document in self.documents_of(member, notes) if len(document.tokens)]
                     if not found:
                         skipped.append(member.name)

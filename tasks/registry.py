@@ -91,6 +91,31 @@ TASKS: dict[str, TaskEntry] = _entries(
         target="tasks.dna:Species",
         summary="tell from which of several species a stretch of DNA is",
     ),
+    TaskEntry(
+        name="gue",
+        target="tasks.dna:Gue",
+        summary="classify short DNA: promoters, transcription factors, histone marks (GUE)",
+    ),
+    TaskEntry(
+        name="vertebrates",
+        target="tasks.dna:Vertebrates",
+        summary="tell the class of vertebrates from a mitochondrial genome",
+    ),
+    TaskEntry(
+        name="genomic_benchmarks",
+        target="tasks.dna:GenomicBenchmarks",
+        summary="classify DNA: promoters, enhancers, coding regions (GenomicBenchmarks)",
+    ),
+    TaskEntry(
+        name="digits",
+        target="tasks.audio:Digits",
+        summary="predict the next sample of spoken digits (SC09: one second, 16 kHz, 8-bit mu-law)",
+    ),
+    TaskEntry(
+        name="commands",
+        target="tasks.audio:Commands",
+        summary="tell which word a second of raw samples holds",
+    ),
 )
 
 

@@ -5,7 +5,7 @@ Speakers differ in pitch and in the length of their vocal tract.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ _FORMANTS_HZ = np.array(
 )
 """a, i, u, e, o of men, after Peterson and Barney, "Control methods used in a study of the vowels" (1952)."""
 
+MOST_WORDS = len(_FORMANTS_HZ) ** 2
+"""As many pairs of vowels."""
+
 _BANDWIDTHS_HZ = np.array([80.0, 100.0, 140.0])
 
 Float64Array = npt.NDArray[np.float64]
@@ -48,7 +51,18 @@ def documents() -> Iterator[RawDocument]:
             yield RawDocument(name=name, group=f"speaker{speaker:02d}", tokens=tokens)
 
 
-def _utter(speaker: int, clip: int) -> Float64Array:
+def word_documents(words: Sequence[str]) -> Iterator[RawDocument]:
+    """A clip of each word by each of twelve speakers: word ``i`` is the ``i``-th pair of vowels."""
+    assert len(words) <= MOST_WORDS, words
+    for i, word in enumerate(words):
+        for speaker in range(_NUM_SPEAKERS):
+            tokens = tokens_from_synthesis(_utter(speaker, _NUM_CLIPS + i, divmod(i, len(_FORMANTS_HZ))))
+            name = f"{word}/speaker{speaker:02d}_nohash_0.wav"
+            yield RawDocument(name=name, group=f"speaker{speaker:02d}", tokens=tokens)
+
+
+def _utter(speaker: int, clip: int, vowels: tuple[int, int] | None = None) -> Float64Array:
+    """A second of two vowels, drawn for the clip unless they are given."""
     pitch_hz, tract = 90 + 130 * _uniform(f"speaker {speaker}", 2)[0], 0.9 + 0.3 * _uniform(f"speaker {speaker}", 2)[1]
     draws = _uniform(f"clip {speaker} {clip}", 8)
     time = np.arange(_CLIP_LEN) / _CLIP_LEN
@@ -58,8 +72,8 @@ def _utter(speaker: int, clip: int) -> Float64Array:
     pulses = np.diff(np.floor(phase), prepend=0.0)
     noise = _uniform(f"noise {speaker} {clip}", _CLIP_LEN) - 0.5
 
-    vowels = (_FORMANTS_HZ[int(draws[1] * 5)] * tract, _FORMANTS_HZ[int(draws[2] * 5)] * tract)
-    spoken = [np.fft.irfft(np.fft.rfft(pulses + 0.02 * noise) * _tract(vowel), _CLIP_LEN) for vowel in vowels]
+    heard = [_FORMANTS_HZ[vowel] * tract for vowel in vowels or (int(draws[1] * 5), int(draws[2] * 5))]
+    spoken = [np.fft.irfft(np.fft.rfft(pulses + 0.02 * noise) * _tract(vowel), _CLIP_LEN) for vowel in heard]
     blend = 1 / (1 + np.exp(-(time - 0.4 - 0.2 * draws[3]) * 40))
     begin, end = 0.08 + 0.15 * draws[4], 0.75 + 0.2 * draws[5]
     envelope = np.clip((time - begin) / 0.05, 0, 1) * np.clip((end - time) / 0.1, 0, 1)

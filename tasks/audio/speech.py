@@ -12,12 +12,12 @@ from tasks.corpus import CorpusTask
 from tasks.prepared import RawDocument
 from tasks.sources import Layout, SourceSpec
 
-_SPEAKER_PATTERNS = (
-    re.compile(r"(?P<speaker>.+)_nohash_\d+$"),  # Speech Commands: speaker_nohash_k
-    re.compile(r"\d_(?P<speaker>[a-z]+)_\d+$"),  # Free Spoken Digit Dataset: digit_speaker_i
-)
+SPEECH_COMMAND = re.compile(r"(?P<speaker>.+)_nohash_\d+$")
+"""Name of a Speech Commands clip without its ending: speaker_nohash_k."""
+FREE_SPOKEN_DIGIT = re.compile(r"(?P<digit>\d)_(?P<speaker>[a-z]+)_\d+$")
+"""Of a clip of the Free Spoken Digit Dataset: digit_speaker_i."""
 
-_BACKGROUND_FOLDER = "_background_noise_"
+BACKGROUND_FOLDER = "_background_noise_"
 """Speech Commands' minutes of noise, which hold no speech (torchaudio's data set passes over them too)."""
 
 
@@ -50,8 +50,8 @@ class Speech(CorpusTask):
     )
 
     def documents_of(self, member: Member, notes: set[str]) -> Iterator[RawDocument]:
-        if _BACKGROUND_FOLDER in PurePosixPath(member.name).parts:
-            notes.add(f"left out {_BACKGROUND_FOLDER}")
+        if BACKGROUND_FOLDER in PurePosixPath(member.name).parts:
+            notes.add(f"left out {BACKGROUND_FOLDER}")
             return
         yield RawDocument(name=member.name, group=speaker_of(member.name), tokens=tokens_from_file(member, notes))
 
@@ -68,7 +68,7 @@ def speaker_of(name: str) -> str:
     >>> speaker_of("yes/0a7c2a8d_nohash_1.wav"), speaker_of("3_jackson_12.wav"), speaker_of("clips/me.wav")
     ('0a7c2a8d', 'jackson', 'clips/me.wav')
     """
-    for pattern in _SPEAKER_PATTERNS:
+    for pattern in (SPEECH_COMMAND, FREE_SPOKEN_DIGIT):
         if match := pattern.match(PurePosixPath(name).stem):
             return match["speaker"]
     return name

@@ -47,6 +47,12 @@ def mu_law_encode(waveform_L: Tensor) -> TokenArray:
     return tokens
 
 
+def mu_law_decode(tokens: Tensor) -> Tensor:
+    """Levels in a tensor of any shape to samples in [-1, 1]."""
+    decoded: Tensor = import_torchaudio().functional.mu_law_decoding(tokens, NUM_LEVELS)
+    return decoded
+
+
 def resample(waveform_L: Tensor, rate_hz: int) -> Tensor:
     """To 16 kHz by a windowed-sinc filter (Kaiser, 64 zero crossings): nothing above 8 kHz folds back."""
     if rate_hz == SAMPLE_RATE_HZ or not len(waveform_L):

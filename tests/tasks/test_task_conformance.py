@@ -10,7 +10,7 @@ import torch
 
 from tasks import IGNORE_INDEX, SPLITS, TASKS, CorpusTask, ExampleStream, Task, TaskError
 
-CORPORA = ["language", "dna", "audio", "speech"]
+CORPORA = ["language", "dna", "audio", "speech", "digits"]
 
 GOLDEN = {
     # (task, version): sha256 of 4 training examples of 256 tokens, seed 0, inputs then targets.
@@ -22,6 +22,11 @@ GOLDEN = {
     ("audio", 1): "e641a64d491dcabef8e21d91d1c11e91dd8c14ea048b31d31b6c01f8eb6ba281",
     ("speech", 1): "7f13eff99ff2245050cf1cc77a362860db72d426198156c5f4a1c3b6a1cd3ffd",
     ("species", 1): "b4630aae0f70cb95fa143d561c89a49ea220e15dba480554f0aa10110aac9c64",
+    ("digits", 1): "dd7331b56dd57537091e547ae8b1dc89dce6149ed89ba9abfb26008dca32c5e4",
+    ("commands", 1): "0314e4e3297206edb7c49d8f02098b097ebf4ff7691bfe0f82856bb93d74e8ea",
+    ("gue", 1): "8ab34404078aa5d5f29f776f9a69eafb47f911650ac1b80a32765484b147b5d5",
+    ("vertebrates", 1): "e63b798f124ee0f4e6645b31330864f99bbb347478d674b5af9b48aff4d27ffd",
+    ("genomic_benchmarks", 1): "339318e90ddfb9c3bd06183eefceb06d7e37296a880f6f7575ff55e5cebe1185",
 }
 
 GOLDEN_CORPORA = {
@@ -29,6 +34,11 @@ GOLDEN_CORPORA = {
     ("dna", 1): "76c706e83bd315066176bba7c933e936556ca44a5680eb15c4dfaa8c79456e6c",
     ("audio", 1): "4596d8e3a4277eed05e4810615a5dbc6acd6b17489013c3403f78ecdd63a8c59",
     ("species", 1): "654a9d74217765934dc874fe470818c6d5e54f8c7d6affdcfc797401c9209700",
+    ("gue", 1): "703e5daee1e9eea81aac146077088dc5348ecfdc14c5e003aa5a2f1d436a5c58",
+    ("vertebrates", 1): "d4b1253bb924822c2d0652692953d7889ba5efb726556256c69acc1f604fb7db",
+    ("genomic_benchmarks", 1): "3472a214b3d124e053aed1e61cc1f0b440585a19cdb162a9386ccb22c79cd68f",
+    ("digits", 1): "3ab817e7f523eeedd8e584bb1a5ba5ad40707c112bdbe4d5c617844a3577b8bd",
+    ("commands", 1): "b1c441acd8249be3de4246d7ab0bcdadd8d9b438a057d457117d14dd4695dcf8",
     ("speech", 1): "d30ce60cbf1b3dc7497cf8fff591b26910b0d8fd324ade91803f28d0626840d0",
 }
 

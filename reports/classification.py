@@ -1,0 +1,111 @@
+"""Classified DNA as tables: Matthews correlation of each model on each data set, over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports import style
+from reports.document import Block, Heading, Paragraph, Table
+from reports.frames import START, interval, number
+
+TITLES = {
+    "gue": "GUE",
+    "genomic_benchmarks": "GenomicBenchmarks",
+    "vertebrates": "Vertebrate class from mitochondrial genomes",
+}
+FIGURES = ("mcc", "balanced_accuracy", "accuracy")
+WORDS = (
+    "Matthews correlation on the test split: 1 is all right, 0 is no better than chance. With several seeds the mean "
+    "and the standard deviation over them, with one seed the bootstrap's 95 % interval over items; the spread over "
+    "seeds says nothing of other items. Majority is the accuracy of naming the training split's most frequent class. "
+    "No published row stands beside these: the reference tables hold none of these tasks, and the models here are "
+    "smaller, trained on less, and asked at their last position."
+)
+
+
+def classification_blocks(training: pd.DataFrame) -> list[Block]:
+    """A table for every protocol of the tasks that classify whole sequences; none where none was run."""
+    trials = training[training["task"].isin(TITLES)]
+    if trials.empty:
+        return []
+    blocks: list[Block] = []
+    for (task, choices), mine in trials.groupby([trials["task"], trials.apply(_choices, axis=1)], sort=True):
+        blocks += [
+            Heading(text=f"{TITLES[str(task)]}: Matthews correlation", level=3),
+            Paragraph(text=f"{choices}. {WORDS}"),
+            Table(frame=classification_table(mine)),
+        ]
+    return blocks
+
+
+def classification_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """A line a data set, model and start."""
+    places = pd.Series([_place(trial) for trial in trials.to_dict("records")], index=trials.index)
+    lines = []
+    for place in sorted(set(places)):
+        mine, (dataset, model, start, seq_len) = trials[places == place], place
+        found = [scored for scored in map(_scored, mine.to_dict("records")) if scored]
+        cells = {name: _over_seeds([scored[name] for scored in found]) for name in FIGURES}
+        chance = mine["chance"].dropna()
+        items = sorted({f"{scored['mcc']['mcc_n']:.0f}" for scored in found})
+        lines.append(
+            {
+                "Data set": dataset,
+                "Model": model,
+                "Start": start,
+                "Length": style.length(seq_len),
+                "MCC": cells["mcc"] if found else _why_not(mine),
+                "Balanced accuracy": cells["balanced_accuracy"],
+                "Accuracy": cells["accuracy"],
+                "Majority": style.percent(float(chance.iloc[0])) if len(chance) else style.NONE,
+                "Seeds": f"{len(found)} of {len(mine)}",
+                "Items": ", ".join(items) or style.NONE,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _choices(trial: Mapping[Any, Any]) -> str:
+    """What all lines of a table share, in words; rates and lengths are the lines' own."""
+    protocol = trial["protocol"]
+    parts = [
+        f"{number(protocol.get('steps')):,.0f} steps",
+        f"batch {style.figure(trial['batch'])}",
+        str(trial["dtype"]),
+    ]
+    return ", ".join([*parts, f"data: {trial['source']}"])
+
+
+def _place(trial: Mapping[Any, Any]) -> tuple[str, str, str, float]:
+    options = trial["protocol"].get("task_options") or {}
+    start = "pretrained" if trial["protocol"].get(START) else "scratch"
+    return str(options.get("dataset", style.NONE)), str(trial["model"]), start, float(trial["train_len"])
+
+
+def _scored(trial: Mapping[Any, Any]) -> dict[str, dict[str, float]]:
+    """The figures at the training length; empty where there is no correlation."""
+    for score in trial["scores"]:
+        if score.get("seq_len") == trial["train_len"] and score.get("status") == "ok":
+            found = {name: interval(score.get(name), name) for name in FIGURES}
+            return found if np.isfinite(found["mcc"]["mcc"]) else {}
+    return {}
+
+
+def _over_seeds(found: Sequence[Mapping[str, float]]) -> str:
+    """Mean and standard deviation of several, of one its interval."""
+    if not found:
+        return style.NONE
+    name = next(iter(found[0]))
+    values = [figure[name] for figure in found]
+    if len(values) == 1:
+        return f"{values[0]:.3f} [{found[0][f'{name}_low']:.3f}, {found[0][f'{name}_high']:.3f}]"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+
+def _why_not(trials: pd.DataFrame) -> str:
+    statuses = sorted(set(trials["status"]))
+    return ", ".join("no score" if status == "ok" else str(status) for status in statuses)

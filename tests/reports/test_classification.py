@@ -1,0 +1,72 @@
+"""Matthews correlation over seeds: means, spreads, one seed's interval, and what has no score."""
+
+from __future__ import annotations
+
+import pytest
+import record_builder as builder
+
+from reports import frames
+from reports.classification import classification_blocks, classification_table
+from reports.document import Table
+
+SOURCE = {"name": "gue v1", "kind": "files", "sha256": "ab"}
+
+
+def trial(seed, mcc=None, *, model="mamba-dna1m", dataset="tf/0", task="gue", pretrained=False, status="ok"):
+    figures = {} if mcc is None else {
+        "accuracy": builder.share(0.5 + mcc / 2, 400),
+        "mcc": {"value": mcc, "low": mcc - 0.1, "high": mcc + 0.1, "n": 400},
+        "balanced_accuracy": builder.share(0.5 + mcc / 2, 400),
+    }  # fmt: skip
+    scores = [{"seq_len": 128, "status": "ok", **figures}] if figures else []
+    record = builder.training(
+        model, task, seed, status, train_len=128, source=SOURCE, scores=scores, chance=0.52,
+        message="" if status == "ok" else "no checkpoint",
+    )  # fmt: skip
+    record["trial"]["protocol"] |= {"task_options": {"dataset": dataset}, "steps": 2000}
+    if pretrained:
+        record["trial"]["protocol"]["init_from"] = {"checkpoint": "x", "sha256": "y"}
+    return record
+
+
+def training_of(*records):
+    return frames.training_frame(frames.trials_frame(records, {"env-a": builder.ENVIRONMENT}))
+
+
+def test_a_line_is_the_mean_and_the_spread_over_seeds():
+    table = classification_table(training_of(*(trial(seed, 0.4 + 0.1 * seed) for seed in range(3))))
+    (line,) = table.to_dict("records")
+    assert line["MCC"] == "0.500 ± 0.100"
+    assert (line["Seeds"], line["Items"], line["Length"], line["Start"]) == ("3 of 3", "400", "128", "scratch")
+    assert line["Balanced accuracy"].startswith("0.750 ± 0.050") and line["Majority"].startswith("52")
+
+
+def test_one_seed_has_the_interval_over_items():
+    (line,) = classification_table(training_of(trial(0, 0.4))).to_dict("records")
+    assert line["MCC"] == "0.400 [0.300, 0.500]"
+
+
+def test_data_sets_models_and_starts_have_lines_of_their_own_and_failures_say_so():
+    table = classification_table(
+        training_of(
+            trial(0, 0.4), trial(0, 0.5, dataset="mouse/0"), trial(0, 0.6, model="s4d-dna1m"),
+            trial(0, pretrained=True, status="unsupported"), trial(1, 0.2),
+        )
+    )  # fmt: skip
+    assert len(table) == 4
+    (pretrained,) = table[table["Start"] == "pretrained"].to_dict("records")
+    assert (pretrained["MCC"], pretrained["Seeds"]) == ("unsupported", "0 of 1")
+    mine = table[(table["Data set"] == "tf/0") & (table["Model"] == "mamba-dna1m") & (table["Start"] == "scratch")]
+    assert mine["MCC"].tolist() == ["0.300 ± 0.141"]
+
+
+def test_blocks_are_one_a_task_and_none_without_such_trials():
+    blocks = classification_blocks(training_of(trial(0, 0.4), trial(0, 0.3, task="vertebrates")))
+    assert sum(isinstance(block, Table) for block in blocks) == 2
+    assert classification_blocks(training_of(builder.training("mamba-tiny", "dna"))) == []
+
+
+@pytest.mark.parametrize("mcc", [None, float("nan")])
+def test_a_trial_without_a_correlation_is_no_zero(mcc):
+    (line,) = classification_table(training_of(trial(0, mcc))).to_dict("records")
+    assert line["MCC"] == "no score" and line["Seeds"] == "0 of 1"
