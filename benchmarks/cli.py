@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("suite", metavar="SUITE", help="name of a suite, or a .yaml file")
         _add_selectors(command)
-        _add_run_options(command)
+        add_run_options(command)
         command.set_defaults(command=function)
 
     evaluation = commands.add_parser("eval", help="zero-shot tasks of lm-eval on a trained or a published model")
@@ -117,7 +117,8 @@ def _add_selectors(command: argparse.ArgumentParser) -> None:
     group.add_argument("--seeds", help="such as 0..2 or 0,7")
 
 
-def _add_run_options(command: argparse.ArgumentParser) -> None:
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    """What a run is given beside its suite."""
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--data", type=Path, metavar="DIR", help="data root (default: $SEQBENCH_DATA)")
     command.add_argument("--source", action="append", default=[], metavar="TASK=PATH", help="your own data for a task")
@@ -221,7 +222,8 @@ def _seeds(text: str | None) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _run_options(arguments: argparse.Namespace, suite_name: str) -> "RunOptions":
+def run_options(arguments: argparse.Namespace, suite_name: str) -> "RunOptions":
+    """The run that the options of :func:`add_run_options` ask for. Raises UsageError."""
     from benchmarks.plan import RunSettings
     from benchmarks.run import RunOptions
 
@@ -232,6 +234,7 @@ def _run_options(arguments: argparse.Namespace, suite_name: str) -> "RunOptions"
     settings = RunSettings(
         checkpoints=(out / "checkpoints").resolve(),
         states=(out / "training").resolve(),
+        clips=(out / "audio").resolve(),
         cores=tuple(sorted(os.sched_getaffinity(0)))[: arguments.threads],
         data_root=data_root.resolve() if data_root else None,
         sources=_sources(arguments.source),
@@ -296,7 +299,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from harness.runner import measure_matmul_rate
 
     suite = load_suite(arguments.suite)
-    options = _run_options(arguments, suite.name)
+    options = run_options(arguments, suite.name)
     planned = planned_suite(suite, _selection(arguments), options)
     _, environment = fingerprint(Path.cwd(), device=options.device, num_threads=len(options.settings.cores))
     memory_bytes = options.memory_bytes or int(free_memory_bytes(options.device, environment) * MEMORY_MARGIN)
@@ -309,7 +312,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from benchmarks.suites import load_suite
 
     suite = load_suite(arguments.suite)
-    options = _run_options(arguments, suite.name)
+    options = run_options(arguments, suite.name)
     planned = planned_suite(suite, _selection(arguments), options)
     counts = run_suite(planned, options)
     print(f"{summarise(counts)}; records in {options.out}", file=sys.stderr)

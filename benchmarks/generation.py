@@ -142,7 +142,7 @@ def _measure_memory(trial: Trial, model: Model, loop_class: type[Loop], batch: i
 
     metrics: dict[str, Any] = dict(memory_of(generate, device))
     # The weights were there before.
-    metrics["peak_alloc_bytes"] += _weight_bytes(model)
+    metrics["peak_alloc_bytes"] += weight_bytes(model)
     metrics["first_call_ms"] = found["first_call_ms"]
     (loop,) = built
     if loop.capture_ms is not None:
@@ -150,7 +150,8 @@ def _measure_memory(trial: Trial, model: Model, loop_class: type[Loop], batch: i
     return loop, {"metrics": metrics, "backend": found["backend"]}
 
 
-def _weight_bytes(model: Model) -> int:
+def weight_bytes(model: Model) -> int:
+    """Of parameters and buffers, shared ones once."""
     tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
     return sum(tensors.values())
 
@@ -165,7 +166,7 @@ def _search(trial: Trial, model: Model, loop_class: type[Loop]) -> list[Probe]:
     device = torch.device(trial.device)
     _free(device)
     share = DEVICE_SHARE if device.type == "cuda" else HOST_SHARE
-    capacity = _weight_bytes(model) + int(share * available_memory_bytes(device))
+    capacity = weight_bytes(model) + int(share * available_memory_bytes(device))
 
     def probe(batch: int) -> Probe:
         if device.type == "cpu":
@@ -234,23 +235,40 @@ def predicted_generation(trial: Trial) -> Prediction:
     """
     _check_protocol(trial)
     find_loop(trial, wrapped=trial.model in GPT_NEOX)
-    batch, new_tokens = trial.batch or 1, trial.protocol["new_tokens"]
     # Fake CUDA tensors would start CUDA in this process; shapes, and so bytes, are the same without.
-    here = replace(trial, device="cpu", batch=batch)
-    counted: list[float] = []
+    here = replace(trial, device="cpu", batch=trial.batch or 1)
+    new_tokens = trial.protocol["new_tokens"]
     step_flops: list[float] = []
+
+    def build() -> Model:
+        model = build_fake_generation_model(here)
+        flops = [model.describe(trial.seq_len + extra).forward_flops for extra in (0, 1)]
+        step_flops.append(here.batch * (flops[1] - flops[0]))
+        return model
+
+    prediction = prefill_and_step_cost(here, build, new_tokens, device=trial.device)
+    return replace(prediction, flops=prediction.flops + (new_tokens - 1) * step_flops[0])
+
+
+def prefill_and_step_cost(here: Trial, build_model: Callable[[], Model], new_tokens: int, *, device: str) -> Prediction:
+    """Peak bytes of a generation and the FLOPs of its prefill and first step, on fake tensors.
+
+    Args:
+        here: the trial on a CPU.
+        build_model: a model of fake tensors.
+        device: that is predicted for.
+    """
+    counted: list[float] = []
 
     def build() -> Callable[[], object]:
         # While it is made, a model holds an untied head for a moment; only what it keeps is followed.
         with _pop_mode_temporarily():
-            model = build_fake_generation_model(here)
+            model = build_model()
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.detach()  # the tracker sees results of operators, and by this one the weights
-        flops = [model.describe(trial.seq_len + extra).forward_flops for extra in (0, 1)]
-        step_flops.append(batch * (flops[1] - flops[0]))
         with torch.no_grad():
-            states = model.init_state(batch, trial.seq_len + new_tokens)
-        prompt_BL = torch.zeros(batch, trial.seq_len, dtype=torch.int64)
+            states = model.init_state(here.batch, here.seq_len + new_tokens)
+        prompt_BL = torch.zeros(here.batch, here.seq_len, dtype=torch.int64)
 
         @torch.no_grad()
         def generate() -> None:
@@ -261,7 +279,7 @@ def predicted_generation(trial: Trial) -> Prediction:
 
         return generate
 
-    fused = force_backend("mamba-ssm") if torch.device(trial.device).type == "cuda" else nullcontext()
-    with fused, predicting(trial.device):
-        prediction = predict(build, device=trial.device)
-    return replace(prediction, flops=prediction.flops + counted[-1] + (new_tokens - 1) * step_flops[0])
+    fused = force_backend("mamba-ssm") if torch.device(device).type == "cuda" else nullcontext()
+    with fused, predicting(device):
+        prediction = predict(build, device=device)
+    return replace(prediction, flops=prediction.flops + counted[-1])

@@ -52,16 +52,16 @@ def verify(trial: Trial, model: Model, loop_class: type[Loop]) -> dict[str, floa
         first = loop.trace()
     for operator, error in checked.errors.items():
         what = f"{operator} ({checked.kernel_of(operator)})"
-        _demand(error, operator_tolerance(trial), what, "its reference", trial)
+        demand(error, operator_tolerance(trial), what, "its reference", trial)
     traces = first, loop.trace()  # the second from used states
     ids_BL = torch.cat([prompt_BL, loop.tokens_BN[:, :-1]], dim=1)
-    forward_BNV = _last_logits(model, ids_BL, steps + 1)
+    forward_BNV = last_logits(model, ids_BL, steps + 1)
     errors = dict(checked.errors)
     for trace, what in zip(traces, ("", " in the second generation of a loop"), strict=True):
         for i, logits_BV in enumerate(trace):
             error = relative_error(logits_BV, forward_BNV[:, i])
             place = f"the logits of {'the prefill' if i == 0 else f'step {i}'}{what}"
-            _demand(error, tolerance(trial, model), place, "the whole forward's", trial)
+            demand(error, tolerance(trial, model), place, "the whole forward's", trial)
             errors["logits"] = max(errors.get("logits", 0.0), error)
     return errors
 
@@ -80,22 +80,23 @@ def check_tokens(trial: Trial, model: Model, prompt_BL: Tensor, tokens_BN: Tenso
     for row in sorted({0, len(prompt_BL) - 1}):
         own = slice(row, row + 1)
         ids_BL = torch.cat([prompt_BL[own], tokens_BN[own, :-1]], dim=1)
-        logits_BNV = _last_logits(model, ids_BL, tokens_BN.shape[1]).float()
+        logits_BNV = last_logits(model, ids_BL, tokens_BN.shape[1]).float()
         best_BN = logits_BNV.amax(dim=-1)
         gap_BN = best_BN - logits_BNV.gather(2, tokens_BN[own, :, None]).squeeze(2)
         error = float((gap_BN / (best_BN - logits_BNV.mean(dim=-1))).max())  # a NaN stays one
         what = f"a token of sequence {row} of {len(prompt_BL)}"
-        _demand(error, limit, what, "the whole forward's choice", trial)
+        demand(error, limit, what, "the whole forward's choice", trial)
         largest = max(largest, error)
     return largest
 
 
-def _last_logits(model: Model, ids_BL: Tensor, count: int) -> Tensor:
+def last_logits(model: Model, ids_BL: Tensor, count: int) -> Tensor:
     """``(B, count, V)`` at the last positions."""
     return model.lm_head(model.hidden(ids_BL)[:, -count:])
 
 
-def _demand(error: float, limit: float, what: str, reference: str, trial: Trial) -> None:
+def demand(error: float, limit: float, what: str, reference: str, trial: Trial) -> None:
+    """Raise WrongOutput where ``error`` is above ``limit``."""
     if not error <= limit:  # a NaN is not below any limit
         raise WrongOutput(
             f"{what} differs from {reference} by {error:.3g} with the loop {trial.protocol['loop']}, where "

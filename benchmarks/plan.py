@@ -35,10 +35,13 @@ from tasks.language.text import DEFAULT_BPE_VOCAB
 ROOT = Path(__file__).parent.parent
 _START_S = {"cpu": 0.4, "cuda": 1.2}
 """Fork, build, and exit: what a trial costs however short its calls are. On a GPU also the driver's start."""
+_SMALL_STEP_S = {"cpu": 2e-3, "cuda": 5e-4}
+"""About what a recurrent step takes however small it is, where the host or a graph issues its many kernels."""
 _NOT_IN_SPEED_KEY = frozenset({"sample_budget_s"})
 _MODULES = {
     "speed": ("speed", "workloads", "operators", "operator_costs", "ceilings"),
     "generation": ("generation*", "workloads"),
+    "audio_generation": ("audio_generation*", "generation*", "training_start", "speech_metrics*", "workloads"),
     "training": ("training*", "scoring"),
 }
 """The modules of benchmarks/ that a kind's measurement uses, beside the worker's."""
@@ -60,12 +63,15 @@ class RunSettings:
     """Where trained models are kept; None keeps none."""
     states: Path | None = None
     """Where the state of a training that was cut is kept; None: it cannot be continued."""
+    clips: Path | None = None
+    """Where generated sound is kept; None keeps none."""
 
     def payload(self) -> dict[str, Any]:
         return {
             "data_root": str(self.data_root) if self.data_root else None,
             "checkpoints": str(self.checkpoints) if self.checkpoints else None,
             "states": str(self.states) if self.states else None,
+            "clips": str(self.clips) if self.clips else None,
             "sources": {task: str(path) for task, path in (self.sources or {}).items()},
         }
 
@@ -106,6 +112,9 @@ def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Predicti
     if trial.kind == "training":
         calls = trial.protocol["steps"] + 2.0
         extra_s += 0.3 * trial.protocol["score_budget_s"]
+    if trial.kind == "audio_generation":  # the prediction is of a whole generation, whose steps are small
+        calls = 1.0
+        extra_s += trial.protocol["new_samples"] * _SMALL_STEP_S[trial.device]
     return replace(plan, predicted_peak_bytes=cost.peak_bytes, flops=cost.flops, calls=calls, extra_s=extra_s)
 
 
@@ -186,6 +195,10 @@ def predicted_cost(trial: Trial) -> Prediction:
     """
     if trial.kind == "generation":
         return _predicted_generation(trial)
+    if trial.kind == "audio_generation":
+        from benchmarks.audio_generation import predicted_audio_generation  # few plans need what it imports
+
+        return predicted_audio_generation(trial)
     if trial.kind == "speed" and trial.protocol["level"] == "model":
         num_layers = num_like_layers(trial)
         if num_layers > _FEW_LAYERS[1]:
@@ -226,7 +239,7 @@ def _predicted(trial: Trial, *, num_layers: int | None = None) -> Prediction:
     build: Callable[[], Callable[[], object]] = (
         (lambda: build_workload(trial, fake=True, num_layers=num_layers).call)
         if trial.kind == "speed"
-        else partial(_training_step, trial)
+        else partial(_training_step, trial, _vocab_size(trial), _scored(trial))  # a task is made of real tensors
     )
     counted: list[float] = []
 
@@ -246,13 +259,11 @@ def _predicted(trial: Trial, *, num_layers: int | None = None) -> Prediction:
     return replace(prediction, flops=prediction.flops + counted[-1])
 
 
-def _training_step(trial: Trial) -> Callable[[], object]:
+def _training_step(trial: Trial, vocab_size: int, scored: slice) -> Callable[[], object]:
     """One optimizer step of a ``training`` trial, on tokens that nobody looks at."""
-    vocab_size = _vocab_size(trial)
     model = build_fake_model(trial.model, vocab_size=vocab_size, device=trial.device)
     optimizer = torch.optim.AdamW(model.parameters())  # the fused one keeps the same state
     ids_BL = torch.zeros(trial.batch, trial.seq_len, dtype=torch.int64, device=trial.device)
-    scored = slice(None) if trial.task in _VOCAB_SIZES else _task(trial).scored_positions("train")
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -277,6 +288,10 @@ def _vocab_size(trial: Trial) -> int:
     if trial.task in _VOCAB_SIZES:
         return _VOCAB_SIZES[trial.task]
     return _task(trial).vocab_size
+
+
+def _scored(trial: Trial) -> slice:
+    return slice(None) if trial.task in _VOCAB_SIZES else _task(trial).scored_positions("train")
 
 
 def _task(trial: Trial) -> Task:

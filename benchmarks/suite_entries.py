@@ -93,6 +93,44 @@ class GenerationEntry(_Entry):
     sample_budget_s: float = Field(default=1.0, gt=0)
 
 
+class Start(BaseModel):
+    """The checkpoint that a trial starts from: that of its model, and of its own length and seed unless given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str
+    seq_len: Length | None = None
+    seed: int | None = None
+
+
+def _start(value: object) -> object:
+    return {"folder": value} if isinstance(value, str) else value
+
+
+class AudioGenerationEntry(_Entry):
+    """Sample raw audio from silence or from real prompts: time, memory, and the sound."""
+
+    kind: Literal["audio_generation"]
+    tasks: list[str] = Field(default=["audio"], min_length=1)
+    models: list[str] = Field(min_length=1)
+    batches: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
+    prompt: Length = 1
+    start: Literal["silence", "data"] = "silence"
+    new_samples: int = Field(default=16_000, gt=0)
+    loops: list[Literal["cuda_graph", "eager"]] = Field(min_length=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seeds: list[int] = [0]
+    init_from: Annotated[Start | None, BeforeValidator(_start)] = None
+    """Checkpoints of the models, with the length that they were trained at; random weights if not given."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.init_from is not None and self.init_from.seq_len is None:
+            raise ValueError("init_from needs seq_len here, the length that the checkpoints were trained at; add it")
+        return self
+
+
 class TrainingEntry(_ModelEntry):
     """Train at one length, or at each of several, under a budget of steps; score at many.
 
@@ -116,8 +154,8 @@ class TrainingEntry(_ModelEntry):
     """Shorter lengths that are trained at first, at the same number of tokens a step; those below the trial's own."""
     length_warmup_steps: int | None = Field(default=None, gt=0)
     """Of ``steps``, how many each of those lengths gets."""
-    init_from: str | None = None
-    """Folder of checkpoints to start from: each trial takes that of its model, length and, where there is, seed."""
+    init_from: Annotated[Start | None, BeforeValidator(_start)] = None
+    """Checkpoints to start from, a folder alone or with choices."""
     lr: PerModel
     optimizer: Literal["adam", "adamw"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -201,9 +239,10 @@ class TrainingEntry(_ModelEntry):
                 )
 
 
-Entry = SpeedEntry | GenerationEntry | TrainingEntry
-ENTRIES: dict[str, type[SpeedEntry] | type[GenerationEntry] | type[TrainingEntry]] = {
+Entry = SpeedEntry | GenerationEntry | AudioGenerationEntry | TrainingEntry
+ENTRIES: dict[str, type[SpeedEntry | GenerationEntry | AudioGenerationEntry | TrainingEntry]] = {
     "speed": SpeedEntry,
     "generation": GenerationEntry,
+    "audio_generation": AudioGenerationEntry,
     "training": TrainingEntry,
 }

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite_entries import Entry, GenerationEntry, PerModel, SpeedEntry, TrainingEntry
+from benchmarks.suite_entries import AudioGenerationEntry, Entry, GenerationEntry, PerModel, SpeedEntry, TrainingEntry
 from benchmarks.suites import Suite, SuiteError, near_misses
 from benchmarks.training_start import identify
 from harness import Trial
@@ -51,8 +52,9 @@ def expand(
     for entry in (entry for entry in suite.trials if device in entry.devices):
         for trial in _expand_entry(entry, selection, device, source_of):
             time_limit_s = _per_model("time_limit_s", entry.time_limit_s, trial.model)
-            init_from = getattr(entry, "init_from", None)
-            trials.setdefault(trial, SuiteTrial(trial=trial, time_limit_s=time_limit_s, init_from=init_from))
+            start = getattr(entry, "init_from", None)
+            folder = None if start is None else start.folder
+            trials.setdefault(trial, SuiteTrial(trial=trial, time_limit_s=time_limit_s, init_from=folder))
     if not trials:
         raise SuiteError(
             f"nothing in suite {suite.name!r} matches the selection; `seqbench plan {suite.name}` shows what it holds"
@@ -104,6 +106,8 @@ def _expand_entry(
 ) -> Iterator[Trial]:
     if isinstance(entry, TrainingEntry):
         yield from _training_trials(entry, selection, device, source_of)
+    elif isinstance(entry, AudioGenerationEntry):
+        yield from _audio_generation_trials(entry, selection, device, source_of)
     elif not selection.tasks:  # they ask no task anything
         expand_one = _speed_trials if isinstance(entry, SpeedEntry) else _generation_trials
         yield from expand_one(entry, selection, device)  # type: ignore[arg-type]
@@ -161,6 +165,32 @@ def _generation_trials(entry: GenerationEntry, selection: Selection, device: str
                     )  # fmt: skip
 
 
+def _audio_generation_trials(
+    entry: AudioGenerationEntry, selection: Selection, device: str, source_of: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Trial]:
+    copied = ("start", "new_samples", "temperature", "top_p")
+    seeds, prompts = selection.seeds or entry.seeds, selection.lengths or (entry.prompt,)
+    tasks = [task for task in entry.tasks if not selection.tasks or task in selection.tasks]
+    models = _selected_models(entry, selection)
+    for task, loop, model, prompt, batch, seed in product(tasks, entry.loops, models, prompts, entry.batches, seeds):
+        protocol = {name: getattr(entry, name) for name in copied} | {"loop": loop}
+        if start := entry.init_from:
+            trained = {"seq_len": start.seq_len or prompt, "seed": seed if start.seed is None else start.seed}
+            protocol["init_from"] = identify(Path(start.folder), model=model, **trained)
+        yield Trial(
+            kind="audio_generation",
+            model=model,
+            task=task,
+            seq_len=prompt,
+            batch=batch,
+            dtype=_dtype(entry, device),
+            direction="forward",
+            device=device,
+            seed=seed,
+            protocol=protocol | {"source": dict(source_of.get(task, {}))},
+        )
+
+
 def _training_trials(
     entry: TrainingEntry, selection: Selection, device: str, source_of: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Trial]:
@@ -177,8 +207,13 @@ def _training_trials(
             for model in _selected_models(entry, selection):
                 for seed in selection.seeds or entry.seeds:
                     protocol = _training_protocol(entry, task, model, seq_len, score_lengths, source_of, device)
-                    if entry.init_from:
-                        protocol["init_from"] = identify(Path(entry.init_from), model=model, seq_len=seq_len, seed=seed)
+                    if start := entry.init_from:
+                        protocol["init_from"] = identify(
+                            Path(start.folder),
+                            model=model,
+                            seq_len=start.seq_len or seq_len,
+                            seed=seed if start.seed is None else start.seed,
+                        )
                     yield Trial(
                         kind="training",
                         model=model,

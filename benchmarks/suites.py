@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.ceilings import CEILINGS
 from benchmarks.operators import OPERATORS
-from benchmarks.suite_entries import ENTRIES, Entry, GenerationEntry, SpeedEntry, TrainingEntry
+from benchmarks.suite_entries import ENTRIES, AudioGenerationEntry, Entry, GenerationEntry, SpeedEntry, TrainingEntry
 from models import find_factory
 from tasks.registry import task_entry
 
@@ -55,15 +55,15 @@ def load_suite(name_or_path: str) -> Suite:
         raise SuiteError("\n".join(_explain(path, problem, content) for problem in error.errors())) from error
     for number, entry in enumerate(suite.trials):
         try:
-            _check_names(entry)
+            check_entry(entry)
         except ValueError as error:
             raise SuiteError(f"{path}, trials[{number}]: {error}") from error
     return suite
 
 
-def _check_names(entry: Entry) -> None:
+def check_entry(entry: Entry) -> None:
     """Raises ValueError with the near misses of a name that does not exist."""
-    if isinstance(entry, TrainingEntry):
+    if isinstance(entry, TrainingEntry | AudioGenerationEntry):
         for task in entry.tasks:
             task_entry(task)
     if isinstance(entry, GenerationEntry):

@@ -21,7 +21,18 @@ def _run_generation(trial: Trial, context: Mapping[str, Any], report: Report) ->
     return run_generation(trial, context, report)
 
 
-_KINDS: dict[str, Measure] = {"speed": run_speed, "training": run_training, "generation": _run_generation}
+def _run_audio_generation(trial: Trial, context: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
+    from benchmarks.audio_generation import run_audio_generation
+
+    return run_audio_generation(trial, context, report)
+
+
+_KINDS: dict[str, Measure] = {
+    "speed": run_speed,
+    "training": run_training,
+    "generation": _run_generation,
+    "audio_generation": _run_audio_generation,
+}
 
 
 def execute(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:

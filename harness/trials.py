@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["training", "speed", "generation", "eval"]
+Kind = Literal["training", "speed", "generation", "audio_generation", "eval"]
 Direction = Literal["forward", "train"]
 Status = Literal["ok", "oom", "timeout", "killed", "error", "unsupported", "skipped", "wrong"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -53,7 +53,7 @@ class Trial:
 
     def __str__(self) -> str:
         length = f"L={format_length(self.seq_len)}"
-        if self.kind == "generation":
+        if self.kind in ("generation", "audio_generation"):
             return f"{self.kind} {self.model} {self.protocol.get('loop', '')} {length} B={self.batch or 'most'}"
         what = self.task or f"{self.protocol.get('level', '')} {self.direction}".strip()
         batch = f" B={self.batch}" if self.kind == "speed" and self.batch != 1 else ""

@@ -95,8 +95,22 @@ class UNetBackbone(Backbone):
             return pooling.up(self._run(pooling.down(x_BLD), depth + 1, None), length)
         state = states[len(self.layers) + depth]
         frames_BlE = pooling.prefill_down(x_BLD, state)
-        y_BlE = self._run(frames_BlE, depth + 1, states) if length >= pooling.factor else frames_BlE
+        if length >= pooling.factor:
+            y_BlE = self._run(frames_BlE, depth + 1, states)
+        else:
+            self._forget_below(depth, states)
+            y_BlE = frames_BlE
         return pooling.prefill_up(y_BlE, length, state)
+
+    def _forget_below(self, depth: int, states: list[State]) -> None:
+        """Empty the states of the stages below, which a prompt of less than a frame does not reach."""
+        outer = {place for above in range(depth + 1) for way in self._places(above) for place in way}
+        inner = [states[place] for place in range(len(self.layers)) if place not in outer]
+        inner += states[len(self.layers) + depth + 1 : len(self.layers) + len(self.poolings)]
+        for state in inner:
+            for key, tensor in state.items():
+                if key != "filter":  # Hyena's, which is no state
+                    tensor.zero_()
 
     def step(self, x_BD: Tensor, states: list[State], ticks: int, depth: int = 0) -> Tensor:
         """One sample through a stage; of those below it, ``ticks`` finish a frame with it and take a step too."""

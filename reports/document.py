@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -43,6 +43,7 @@ summary { cursor: pointer; } details > summary { font-weight: 600; margin: .5rem
   white-space: nowrap; background: #eeece8; color: #555; }
 .badge.good { background: #e0f1ea; color: #00614a; } .badge.bad { background: #fbe6dc; color: #973f00; }
 .warnings { border-left: 3px solid #d55e00; padding: .4rem 1rem; background: #fdf6f1; }
+.sounds audio { width: 15rem; display: block; }
 @media print { body { max-width: none; } details { display: block; } }
 """
 GOOD, BAD = ("shown", "ok", "reproduced"), ("not shown", "differs", "oom", "timeout", "killed", "error", "wrong")
@@ -84,7 +85,22 @@ class Picture:
     svg: bytes
 
 
-Block = Heading | Paragraph | Bullets | Table | Picture
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """A wav file; its name is that of its copy in the report's folder ``audio``."""
+
+    name: str
+    wav: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sounds:
+    """Players: a row each of what made them."""
+
+    rows: Mapping[str, Sequence[Sound]]
+
+
+Block = Heading | Paragraph | Bullets | Table | Picture | Sounds
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
@@ -130,6 +146,17 @@ def _html(block: Block) -> str:
                 f'src="data:image/svg+xml;base64,{data}">'
                 f"<figcaption>{html.escape(block.caption)} {links}</figcaption></figure>"
             )
+        case Sounds():
+            rows = "\n".join(
+                f'<tr><td class="short">{html.escape(who)}</td>{"".join(map(_player, sounds))}</tr>'
+                for who, sounds in block.rows.items()
+            )
+            return f'<div class="table"><table class="sounds"><tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _player(sound: Sound) -> str:
+    data = base64.b64encode(sound.wav).decode()
+    return f'<td><audio controls src="data:audio/wav;base64,{data}"></audio></td>'
 
 
 def _html_table(table: Table) -> str:
@@ -172,4 +199,10 @@ def _markdown(block: Block) -> str:
             return (
                 f"![{alt}](figures/{block.name}.png)\n\n{escape_markdown(block.caption)} "
                 f"[CSV](figures/{block.name}.csv) · [SVG](figures/{block.name}.svg)"
+            )
+        case Sounds():
+            return "\n".join(
+                f"- {escape_markdown(who)}: "
+                + ", ".join(f"[{number}](audio/{sound.name})" for number, sound in enumerate(sounds))
+                for who, sounds in block.rows.items()
             )

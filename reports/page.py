@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from reports import conditions, frames, style, tables
+from reports.audio_generation import audio_generation_blocks
 from reports.audio_tables import audio_blocks
+from reports.classification import classification_blocks
 from reports.contrasts import Contrast, Verdict, judge_contrasts
 from reports.document import Block, Bullets, Heading, Paragraph, Table, to_html, to_markdown
 from reports.gate_self import gate_self_blocks
@@ -74,6 +76,7 @@ def write_pages(
             f"s{index + 1}-" if len(sections) > 1 else "",
             with_contrasts=len(sections) > 1,
         )
+    blocks += audio_generation_blocks(records, environments, out_dir)
     blocks += gate_self_blocks(records)
     blocks += _footer(records, environments, command)
     (out_dir / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
@@ -200,6 +203,7 @@ def _section_blocks(section: Section, folder: Path, prefix: str, with_contrasts:
     blocks += probe_blocks(section.training)
     blocks += language_blocks(section.training)
     blocks += audio_blocks(section.training, section.scores)
+    blocks += classification_blocks(section.training)
     blocks += zeroshot_blocks(section.trials)
     if section.claims:
         blocks += speed_blocks(section.speed, section.trials)

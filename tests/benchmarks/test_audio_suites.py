@@ -87,3 +87,28 @@ def test_parts_lower_the_predicted_memory_and_leave_the_work():
     # Each part makes the kernels of its convolutions anew.
     assert split.flops == pytest.approx(whole.flops, rel=0.1)
     assert split.peak_bytes < 0.5 * whole.peak_bytes
+
+
+# ---- which word is spoken
+
+
+def test_commands_are_classified_from_a_whole_second_by_three_seeds_of_both_models():
+    trials = [trial for trial in trials_of("audio-commands") if trial.model.endswith("unet8x4")]
+    assert {trial.seq_len for trial in trials} == {16_000}
+    assert {(trial.model, trial.seed) for trial in trials} == {
+        (model, seed) for model in ("mamba_complex-unet8x4", "s4d-unet8x4") for seed in range(3)
+    }
+    for trial in trials:
+        protocol = trial.protocol
+        assert (trial.batch, protocol["weight_decay"], protocol["betas"]) == (16, 0.1, [0.9, 0.95])
+        assert protocol["warmup_steps"] * 10 == protocol["steps"] and protocol["grad_clip"] == 0.1
+        # Every clip of a test split as large as Speech Commands' own is scored.
+        assert min(protocol["max_examples"], protocol["score_tokens"] // trial.seq_len) == 4096
+    protocols = [{**trial.protocol, "seed": 0} for trial in trials]
+    assert all(protocol == protocols[0] for protocol in protocols), "the same for both models"
+
+
+def test_commands_for_a_cpu_are_small_and_fit_the_gpu_otherwise():
+    trials = {trial.model: trial for trial in trials_of("audio-commands", seeds=(0,))}
+    assert predicted_cost(trials["s4d-unet1x4"]).peak_bytes < 2**30
+    assert predicted_cost(trials["mamba_complex-unet8x4"]).peak_bytes < 75 * 2**30

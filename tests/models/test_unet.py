@@ -86,6 +86,18 @@ def test_a_prompt_of_any_length_leaves_the_state_that_steps_would(model, split):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("split", [1, 3, 4, 15, 16, 33])
+def test_a_prompt_of_any_length_starts_anew_whatever_the_states_held(model, split):
+    ids_BL = torch.randint(16, (2, split), generator=torch.Generator().manual_seed(1))
+    fresh, used = model.init_state(2, 64), model.init_state(2, 64)
+    model.prefill(torch.randint(16, (2, 40), generator=torch.Generator().manual_seed(2)), used)
+    for states in (fresh, used):
+        model.prefill(ids_BL, states)
+    for _ in range(30):
+        assert torch.equal(*(model.step(ids_BL[:, 0], states) for states in (fresh, used)))
+
+
+@torch.no_grad()
 def test_a_stage_steps_as_often_as_its_rate(model, monkeypatch):
     calls = dict.fromkeys(range(len(model.blocks)), 0)
     for place, block in enumerate(model.blocks):
