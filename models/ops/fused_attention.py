@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 FLASH_QUERIES = 128
 """Flash's backward works on whole blocks of queries, and so does its workspace."""
+MULTIPROCESSORS = 132
+"""Of an H100 and an H200 (SXM): how many of them a forward of flash's fills decides whether it splits the keys."""
 
 
 def expected_kernel(q_BHLK: Tensor) -> str:
@@ -32,7 +34,8 @@ class FakeAttention(torch.autograd.Function):
     """In units of the query's bytes T, with keys as many:
 
     =========  ===================================================================================================
-    forward    the output T, and each query's log of its sum in float32: flash always, others for a backward
+    forward    the output T, and each query's log of its sum in float32: flash always, others for a backward;
+               flash, for each of several splits of the keys: its output in float32 2 T, and its own sums
     backward   dq, dk, dv 3 T; dq again in float32, which blocks of keys add to; a float a query
                flash: copies of the output and its gradient, 2 T, unless heads lie beside each other
     =========  ===================================================================================================
@@ -45,6 +48,10 @@ class FakeAttention(torch.autograd.Function):
         if kernel == "flash" or any(ctx.needs_input_grad):
             log_sums = q.new_empty(q.shape[:3], dtype=torch.float32)
             ctx.save_for_backward(q, k, v, out, log_sums)
+        if kernel == "flash" and (splits := flash_splits(q, k)) > 1:
+            B, H, L, K = q.shape
+            _partial_sums = q.new_empty(splits, B, H, L, dtype=torch.float32)
+            _partial_outputs = q.new_empty(splits, B, H, L, _rounded(K, 32), dtype=torch.float32)
         ctx.kernel = kernel
         return out
 
@@ -62,6 +69,27 @@ class FakeAttention(torch.autograd.Function):
             _wide_dq = q.new_empty(B, H, L, K, dtype=torch.float32)
         _dout_out = q.new_empty(B, H, L, dtype=torch.float32)  # products of the output and its gradient, summed
         return dq, dk, dv, None
+
+
+def flash_splits(q_BHLK: Tensor, k_BHSK: Tensor) -> int:
+    """Into how many parts a forward of flash's splits the keys, so that few queries still fill the GPU.
+
+    FlashAttention-2's rule in PyTorch (``num_splits_heuristic``): the fewest parts that use the multiprocessors, of two
+    blocks each, at least 85 % as well as the best number does; one where the queries alone fill four fifths of them.
+    """
+    B, H, L, K = q_BHLK.shape
+    places, queries = 2 * MULTIPROCESSORS, B * H * math.ceil(L / 64)
+    if queries >= 0.8 * places:
+        return 1
+    key_blocks = math.ceil(k_BHSK.shape[2] / (256 if K <= 64 else 128 if K <= 128 else 64))
+    # Another part that takes away no block from the longest one is none.
+    eligible = [
+        n
+        for n in range(1, min(128, places, key_blocks) + 1)
+        if n == 1 or math.ceil(key_blocks / n) != math.ceil(key_blocks / (n - 1))
+    ]
+    use = {n: (waves := queries * n / places) / math.ceil(waves) for n in eligible}
+    return next(n for n in eligible if use[n] >= 0.85 * max(use.values()))
 
 
 def _heads_inside(like_BHLK: Tensor) -> Tensor:

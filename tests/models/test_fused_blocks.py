@@ -264,8 +264,9 @@ def test_predicted_peak_is_the_gpus(mixer, size, batch, seq_len, dtype, train):
     requested = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     predicted = predicted_peak(*trial, train=train)
     assert predicted == pytest.approx(requested, rel=0.02)
-    # Blocks are counted whole: up to 1 MiB of a large one is not split off, and small tensors fill 512 bytes.
-    assert predicted == pytest.approx(measured, rel=0.02, abs=3 * 2**20)
+    # Blocks are counted whole: up to 1 MiB of a large one is not split off, and small tensors fill 512 bytes. On an
+    # H200 that made 3.7 MiB of a train step's 136.
+    assert predicted == pytest.approx(measured, rel=0.02, abs=4 * 2**20)
 
 
 @needs_kernels
