@@ -17,7 +17,9 @@ import torch
 MIN_SAMPLES = 5
 """Fewer are recorded as they are and flagged: with five, a median has two neighbours on each side."""
 MAX_SAMPLES = 30
-_SHORTEST_SAMPLE_NS = 2_000_000
+_SHORTEST_SAMPLE_MS = {"cpu": 2.0, "cuda": 20.0}
+"""A GPU that was waited for stands idle until the first kernel of a sample reaches it: 0.05 to 0.12 ms, which were up
+to 5 % of samples of 2 ms (beside ``triton.testing.do_bench``, whose device is kept busy meanwhile)."""
 _MORE_WARM_UP_CALLS = 2
 LAUNCH_BOUND_SHARE = 0.9
 """Of the device's time: from there on the host's time decides. A call of more than about a thousand kernels
@@ -68,7 +70,7 @@ def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: fl
             break
         per_call_ms = clock(call, 1)
         warm_up_calls += 1
-    calls = max(1, round(_SHORTEST_SAMPLE_NS / 1e6 / max(per_call_ms, 1e-6)))
+    calls = calls_per_sample(per_call_ms, device.type, budget_s=budget_s)
     samples_ms: list[float] = []
     while len(samples_ms) < MAX_SAMPLES:
         samples_ms.append(clock(call, calls) / calls)
@@ -81,6 +83,12 @@ def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: fl
         clock="cuda_events" if device.type == "cuda" else "perf_counter_ns",
         host_ms=issue_times_ms(call, torch.cuda.synchronize, budget_s=budget_s / 4) if device.type == "cuda" else None,
     )
+
+
+def calls_per_sample(per_call_ms: float, device_type: str, *, budget_s: float) -> int:
+    """So many that a sample is long enough for its clock, unless :data:`MIN_SAMPLES` would not fit the budget then."""
+    longest_ms = 1e3 * budget_s / (_MORE_WARM_UP_CALLS + MIN_SAMPLES)
+    return max(1, round(min(_SHORTEST_SAMPLE_MS[device_type], longest_ms) / max(per_call_ms, 1e-6)))
 
 
 def issue_times_ms(

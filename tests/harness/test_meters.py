@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, Timing, issue_times_ms, time_calls
+from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, Timing, calls_per_sample, issue_times_ms, time_calls
 from harness.environment import ClockReading, gpu_clocks, nvidia_smi, parse_clocks
 from harness.memory import host_peak, memory_of
 from harness.outcomes import Unpredictable
@@ -169,3 +169,17 @@ def test_the_first_visible_gpu_is_asked(visible, asked, monkeypatch):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert nvidia_smi("name") == ["nvidia-smi", *asked, "--query-gpu=name", "--format=csv,noheader"]
+
+
+@pytest.mark.parametrize(
+    ("per_call_ms", "device", "budget_s", "calls"),
+    [
+        (0.5, "cpu", 0.3, 4),
+        (0.5, "cuda", 0.3, 40),
+        (2.4, "cuda", 0.2, 8),
+        (50.0, "cuda", 0.2, 1),
+        (1.0, "cuda", 0.07, 10),
+    ],
+)
+def test_a_sample_is_long_enough_for_its_clock_and_short_enough_for_five(per_call_ms, device, budget_s, calls):
+    assert calls_per_sample(per_call_ms, device, budget_s=budget_s) == calls
