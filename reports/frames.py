@@ -21,6 +21,8 @@ Environments = Mapping[str, Mapping[str, Any]]
 # Two environments that differ only in these are the same section: a trial's id already holds the version of the code
 # that it uses, and clocks and dates are readings, not settings.
 VOLATILE = frozenset({"commit", "dirty", "clocks", "date", "started_at", "created_at", "env_id"})
+# Which of a machine's like GPUs it was, and whether a package is there that measures nothing itself.
+VOLATILE |= {"flags.variables.CUDA_VISIBLE_DEVICES", "packages.lm-eval"}
 # mode: a constant batch, or a constant number of tokens a batch; scale: an operator's shapes, or a model's size.
 SPEED_GROUP = ["section", "level", "direction", "dtype", "mode", "scale", "variant"]
 BATCH_GROUP = ["section", "scale", "seq_len", "dtype", "variant"]
@@ -83,8 +85,16 @@ def interval(value: Any, name: str) -> dict[str, float]:
 
 def section_key(environment: Mapping[str, Any], env_id: str, device: str) -> str:
     """What must be equal for two trials' figures to be compared: environment, less what is volatile, and device."""
-    stable = {key: value for key, value in environment.items() if key not in VOLATILE}
-    return json.dumps([stable or env_id, device], sort_keys=True, default=str)
+    return json.dumps([_stable(environment) or env_id, device], sort_keys=True, default=str)
+
+
+def _stable(environment: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """What is not volatile, at any depth."""
+    return {
+        key: _stable(value, f"{within}{key}.") if isinstance(value, Mapping) else value
+        for key, value in environment.items()
+        if within + key not in VOLATILE
+    }
 
 
 def section_label(environment: Mapping[str, Any], env_id: str, device: str) -> str:

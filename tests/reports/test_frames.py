@@ -66,6 +66,19 @@ def test_environments_that_differ_only_in_the_commit_are_one_section() -> None:
     assert len(sections_of(records, environments)) == 1
 
 
+def test_which_gpu_of_a_machine_it_was_makes_no_section() -> None:
+    records = [
+        builder.speed("a", length, latency=[1.0], env_id=name) for length, name in ((1024, "env-a"), (2048, "env-b"))
+    ]
+
+    def on(gpu: str, threads: str) -> dict[str, object]:
+        variables = {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": threads}
+        return {"machine": "m", "flags": {"variables": variables}}
+
+    assert len(sections_of(records, {"env-a": on("0", "1"), "env-b": on("1", "1")})) == 1
+    assert len(sections_of(records, {"env-a": on("0", "1"), "env-b": on("0", "2")})) == 2
+
+
 def test_alike_names_of_different_environments_are_told_apart() -> None:
     records = [builder.speed("a", 1024, latency=[1.0], env_id=name) for name in ("env-a", "env-b")]
     environments = {name: {"machine": "m", "threads": index} for index, name in enumerate(("env-a", "env-b"))}
