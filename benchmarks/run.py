@@ -1,6 +1,7 @@
 """One run of a suite: plan, skip what is recorded, run the rest, one record each."""
 
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -92,11 +93,16 @@ def run_suite(
             if options.fresh and states:
                 state_path(states, p.trial_id).unlink(missing_ok=True)
             if p.trial_id in recorded:
-                counts[recorded[p.trial_id]] = counts.get(recorded[p.trial_id], 0) + 1
+                status = recorded[p.trial_id]["status"]
+                counts[status] = counts.get(status, 0) + 1
         if options.device == "cuda":
             tune_ahead([p.trial for p in missing], gpu=str(environment.get("gpu")), log=log)
         costs = CostModel(measure_matmul_rate() * 0.2)
-        for record in run_trials(
+        for p in mine:  # what an earlier part of the run has measured tells what the rest will take
+            record = recorded.get(p.trial_id, {})
+            if record.get("status") == "ok" and (samples := record["metrics"].get("latency_ms")):
+                costs.observe(p, statistics.median(samples))
+        for ended in run_trials(
             missing,
             executor=executor or Supervisor(_TARGET, preload=_PRELOAD[options.device]),
             writer=writer,
@@ -109,21 +115,19 @@ def run_suite(
             stop_at=stop_at,
             on_progress=progress_printer(log),
         ):
-            counts[record.status] = counts.get(record.status, 0) + 1
-            if states and record.status == "ok":  # only now: until its record is written, it may be needed
-                state_path(states, record.trial_id).unlink(missing_ok=True)
+            counts[ended.status] = counts.get(ended.status, 0) + 1
+            if states and ended.status == "ok":  # only now: until its record is written, it may be needed
+                state_path(states, ended.trial_id).unlink(missing_ok=True)
     if waiting := len(mine) - sum(counts.values()):
         print(f"time is up: {waiting} trials were not begun; run the same command again to go on", file=log)
     return counts
 
 
-def _recorded(out: Path) -> dict[str, str]:
-    """trial id -> status of everything recorded below a folder, other shards included, but what was cut short."""
+def _recorded(out: Path) -> dict[str, Mapping[str, Any]]:
+    """trial id -> record of everything recorded below a folder, other shards included, but what was cut short."""
     records, _ = read_records([out])
     return {
-        record["trial_id"]: record["status"]
-        for record in records
-        if (record.get("error") or {}).get("type") != CutShort.__name__
+        record["trial_id"]: record for record in records if (record.get("error") or {}).get("type") != CutShort.__name__
     }
 
 

@@ -295,6 +295,8 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         "latency_q3_ms": q3,
         "latency_n": float(len(latency)) if latency else np.nan,
         **{key: number(metrics.get(key)) for key in NUMBERS},
+        # A guess before anything like it was measured is no figure to draw.
+        **({"predicted_latency_ms": np.nan} if metrics.get("predicted_from") == "default rate" else {}),
         **{key: samples(metrics.get(key)) for key in SAMPLES},
         **{f"cost_{key}": number((metrics.get("cost") or {}).get(key)) for key in COSTS},
         "rate_unit": metrics.get("rate_unit"),

@@ -53,6 +53,16 @@ def test_run_measures_everything_once_and_resumes_to_nothing(seqbench, small_sui
     assert seqbench("claims", out).returncode == 0
 
 
+def test_a_run_that_goes_on_predicts_from_what_it_has_measured(seqbench, small_suite, tmp_path):
+    out = tmp_path / "out"
+    for lengths in ("1K", "1K..2K"):
+        result = seqbench("run", small_suite, "--device", "cpu", "--out", out, "--models", "s4d", "--lengths", lengths)
+        assert result.returncode == 0, result.stderr
+    timed = [record for record in lines_of(out) if record["trial"]["kind"] == "speed"]
+    rates = {(record["trial"]["seq_len"], record["metrics"]["predicted_from"]) for record in timed}
+    assert rates == {(1024, "default rate"), (2048, "measured rate")}
+
+
 def _check_record(record: dict, out: Path) -> None:
     """The record's contract."""
     assert {"schema", "trial_id", "trial", "status", "env_id", "started_at", "wall_s", "metrics", "backend"} <= set(
