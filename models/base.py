@@ -4,6 +4,7 @@ A mixer that works on each channel alone is surrounded by a wiring (:mod:`models
 mixer too. Shape suffixes: B batch, L sequence length, D model width, F hidden width of an MLP.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -12,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.ops import fused_blocks
 from models.ops.context import is_fake, stands_for
-from models.ops.fused_blocks import rms_norm
 
 State = dict[str, Tensor]
 """One block's recurrent state. Its tensors have a fixed shape and are updated in place, so that a
@@ -52,6 +53,11 @@ class Mixer(nn.Module, ABC):
     def op_flops(self, seq_len: int) -> float:
         """Forward operations of the sequence mixing alone, for one sequence, without the projections."""
 
+    @functools.cached_property
+    def step_flops(self) -> float:
+        """``op_flops`` of one position; kept, since a step from Python is short."""
+        return self.op_flops(1)
+
     @abstractmethod
     def init_weights(self, generator: torch.Generator) -> None:
         """Overwrite every parameter from ``generator``."""
@@ -62,6 +68,13 @@ class Mixer(nn.Module, ABC):
         return type(self).__name__
 
 
+def rms_norm(x: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
+    """PyTorch's, over the last dimension, with what it takes on the device that a fake tensor stands for."""
+    if is_fake(x) and stands_for(x) == "cuda":
+        return fused_blocks.rms_norm(x, weight_D)  # one kernel there, several operations on a CPU
+    return F.rms_norm(x, x.shape[-1:], weight_D, eps)
+
+
 class RMSNorm(nn.Module):
     """Root mean square normalisation (Zhang & Sennrich, 2019), without a bias."""
 
@@ -70,9 +83,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_fake(x) and stands_for(x) == "cuda":
-            return rms_norm(x, self.weight.to(x.dtype))  # one kernel there, several operations on a CPU
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class GatedMLP(nn.Module):

@@ -85,13 +85,13 @@ class FakeMambaInner(torch.autograd.Function):
         batch, _, length = xz.shape
         x_proj_weight, dt_proj_weight = _autocast(x_proj_weight), _autocast(dt_proj_weight)
         out_proj_weight = _autocast(out_proj_weight)
-        xz = _dense(xz)  # (B, 2 E, L)
+        xz = dense(xz)  # (B, 2 E, L)
         x, z = xz.chunk(2, dim=1)
         conv_out = torch.empty_like(x)  # (B, E, L)
         x_dbl = _rows(conv_out).new_empty(batch * length, x_proj_weight.shape[0])  # (B L, J)
         dt = _by_channel(x_dbl, x.shape)
         B, C = (x_dbl.new_empty(batch, 1, A.shape[1], length) for _ in range(2))
-        out, scanned, gated = torch.empty_like(dt), _scan_states(dt, A), torch.empty_like(z)
+        out, scanned, gated = torch.empty_like(dt), scan_states(dt, A), torch.empty_like(z)
         del conv_out, dt
         ctx.save_for_backward(
             xz, conv_weight, conv_bias, x_dbl, x_proj_weight, dt_proj_weight, out_proj_weight, A, B, C, D, dt_bias,
@@ -107,7 +107,7 @@ class FakeMambaInner(torch.autograd.Function):
         (xz, conv_weight, conv_bias, x_dbl, x_proj_weight, dt_proj_weight, out_proj_weight, A, B, C, D, dt_bias,
          _scanned, out) = ctx.saved_tensors  # fmt: skip
         x, _ = xz.chunk(2, dim=1)
-        dy = _dense(dy)
+        dy = dense(dy)
         conv_out, dt = torch.empty_like(x), _by_channel(x_dbl, x.shape)
         dxz = torch.empty_like(xz)
         _held: list[Tensor] = [_by_channel(dy, x.shape)]  # gradient of the gated output
@@ -139,7 +139,7 @@ class FakeMambaInner(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _scan_states(u_BEL: Tensor, A_EN: Tensor) -> Tensor:
+def scan_states(u_BEL: Tensor, A_EN: Tensor) -> Tensor:
     num_chunks = math.ceil(u_BEL.shape[2] / SCAN_CHUNK)
     return u_BEL.new_empty(*u_BEL.shape[:2], num_chunks, 2 * A_EN.shape[1], dtype=torch.float32)
 
@@ -149,7 +149,7 @@ def _autocast(weight: Tensor) -> Tensor:
     return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -279,7 +279,7 @@ def _norm_weight_gradient(weight_E: Tensor, groups: int, element_size: int) -> T
     return weight_E.new_empty(rows, weight_E.shape[0], dtype=torch.float32).sum(0).to(weight_E.dtype)
 
 
-def rms_norm(x: Tensor, weight_D: Tensor) -> Tensor:
+def rms_norm(x: Tensor, weight_D: Tensor | None) -> Tensor:
     """As PyTorch's fused RMSNorm on CUDA: ``(…, D)``, without data. On a CPU it is a chain of operators instead."""
     return FakeRMSNorm.apply(x, weight_D)
 
@@ -288,12 +288,12 @@ class FakeRMSNorm(torch.autograd.Function):
     """``aten::_fused_rms_norm``: keeps its input and one float a row."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
         return torch.empty_like(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight)
+        return torch.empty_like(x), None if weight is None else torch.empty_like(weight)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.ops.context import is_fake
+from models.ops import fused_inference
+from models.ops.context import is_fake, stands_for
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_OFFSET = 2**31
@@ -54,11 +55,26 @@ def _import() -> InferenceKernels | None:
     )
 
 
+_STAND_INS = InferenceKernels(
+    conv=fused_inference.causal_conv1d_fn,
+    conv_step=fused_inference.causal_conv1d_update,
+    scan=fused_inference.selective_scan_fn,
+    dual=fused_inference.mamba_chunk_scan_combined,
+    state_step=fused_inference.selective_state_update,
+)
+
+
 def inference_kernels(x: Tensor) -> InferenceKernels | None:
-    """The kernels, or None where they cannot run on ``x`` or are not installed."""
-    if is_fake(x) or not x.is_cuda or x.dtype not in DTYPES or x.requires_grad:
+    """The kernels, or None where they cannot run on ``x`` or are not installed.
+
+    For a fake tensor that stands for CUDA, functions that allocate what the kernels' do, installed or not: a plan for
+    a GPU may be made elsewhere.
+    """
+    if x.dtype not in DTYPES or x.requires_grad:
         return None
-    return _import()
+    if is_fake(x):
+        return _STAND_INS if stands_for(x) == "cuda" else None
+    return _import() if x.is_cuda else None
 
 
 def conv_silu(kernels: InferenceKernels, x_BLF: Tensor, weight_F1W: Tensor, bias_F: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models import mamba2, wirings
 from models.mamba2 import Mamba2
-from models.ops.context import observing, relative_error
+from models.ops.context import observing, predicting, relative_error
 from models.ops.inference_kernels import InferenceKernels, inference_kernels, outgrows_32_bits
 from models.s6 import S6
 from models.wirings import Mamba
@@ -167,8 +167,15 @@ def test_offsets_are_counted_by_strides(shape, strides, beyond):
 
 
 def test_no_kernel_is_asked_for_gradients_float64_or_on_a_cpu():
-    assert inference_kernels(torch.ones(2)) is None
-    assert inference_kernels(torch.ones(2, device="meta")) is None
+    x, fake = torch.ones(2), torch.ones(2, device="meta")
+    assert inference_kernels(x) is None and inference_kernels(fake) is None
+    with predicting("cpu"):
+        assert inference_kernels(fake) is None
+    with predicting("cuda"):
+        assert inference_kernels(fake) is not None
+        assert inference_kernels(x) is None  # it has data
+        assert inference_kernels(fake.double()) is None
+        assert inference_kernels(fake.clone().requires_grad_()) is None
 
 
 needs_kernels = pytest.mark.skipif(
