@@ -21,8 +21,8 @@ Environments = Mapping[str, Mapping[str, Any]]
 # Two environments that differ only in these are the same section: a trial's id already holds the version of the code
 # that it uses, and clocks and dates are readings, not settings.
 VOLATILE = frozenset({"commit", "dirty", "clocks", "date", "started_at", "created_at", "env_id"})
-# Which of a machine's like GPUs it was, and whether a package is there that measures nothing itself.
-VOLATILE |= {"flags.variables.CUDA_VISIBLE_DEVICES", "packages.lm-eval"}
+# Which of a machine's like GPUs it was, how much memory the host has besides, and a package that measures nothing.
+VOLATILE |= {"flags.variables.CUDA_VISIBLE_DEVICES", "cpu.memory_bytes", "packages.lm-eval"}
 # mode: a constant batch, or a constant number of tokens a batch; scale: an operator's shapes, or a model's size.
 SPEED_GROUP = ["section", "level", "direction", "dtype", "mode", "scale", "variant"]
 BATCH_GROUP = ["section", "scale", "seq_len", "dtype", "variant"]
