@@ -73,7 +73,8 @@ def test_the_real_data_sets_fit_the_suites_lengths():
 
 
 @pytest.mark.parametrize("name", ["gue", "vertebrates"])
-def test_scores_hold_every_item_once_and_the_figures_follow_from_the_answers(name):
+def test_scores_hold_every_item_once_and_the_figures_follow_from_the_answers(name, monkeypatch):
+    monkeypatch.delenv("SEQBENCH_DATA", raising=False)  # real data sets of GUE are several, and one must be chosen
     task = make_task(name)
     model = build_model("s4d-tiny", vocab_size=task.vocab_size, seed=0, device="cpu")
     score = score_at(model, task, 64, PROTOCOL, previous=[], deadline=float("inf"), device=torch.device("cpu"))
@@ -89,7 +90,8 @@ def test_scores_hold_every_item_once_and_the_figures_follow_from_the_answers(nam
     assert score["mcc"]["low"] <= score["mcc"]["value"] <= score["mcc"]["high"]
 
 
-def test_tasks_of_windows_have_no_such_figures():
+def test_tasks_of_windows_have_no_such_figures(monkeypatch):
+    monkeypatch.delenv("SEQBENCH_DATA", raising=False)
     task = make_task("species")
     model = build_model("s4d-tiny", vocab_size=task.vocab_size, seed=0, device="cpu")
     protocol = PROTOCOL | {"max_examples": 8}
