@@ -39,7 +39,7 @@ plots: $(STAMP) ## redraw the report of the committed records, with its figures,
 	$(BIN)/seqbench report $(COMMITTED)
 
 test: $(STAMP) ## all tests, on all cores
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

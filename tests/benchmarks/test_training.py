@@ -197,7 +197,7 @@ def test_seeds_together_train_as_each_alone():
 
 
 def test_companions_get_metrics_of_their_own_and_no_speed():
-    trials = {f"{seed}" * 64: trial_of(seed=seed) for seed in range(3)}
+    trials = {f"{seed}" * 64: trial_of(seed=seed) for seed in range(2)}
     (first_id, first), *others = trials.items()
     companions = [{"trial": trial.as_dict(), "trial_id": trial_id} for trial_id, trial in others]
     shares = run_training(first, {"trial_id": first_id, "companions": companions}, lambda _: None)["metrics"][
@@ -207,7 +207,7 @@ def test_companions_get_metrics_of_their_own_and_no_speed():
     for trial_id, trial in trials.items():
         alone, share = run_training(trial, {"trial_id": trial_id}, lambda _: None)["metrics"], shares[trial_id]
         assert share["status"] == "ok"
-        assert share["metrics"]["seeds_together"] == 3
+        assert share["metrics"]["seeds_together"] == 2
         assert not {"latency_ms", "tokens_per_s"} & share["metrics"].keys()
         for name in ("loss_curve", "validation_curve", "accuracy"):
             assert share["metrics"][name] == alone[name]
