@@ -7,7 +7,6 @@ one trial from the command line.
 Shape suffixes: B batch, L prompt length, N new samples, V vocabulary.
 """
 
-import gc
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from torch import Tensor
 from benchmarks.audio_generation_clips import check_task, prompt_and_real, score_speech, write_clips
 from benchmarks.audio_generation_loops import EagerSampler, find_sampler
 from benchmarks.audio_generation_sampling import Sampling, draw_uniforms
-from benchmarks.generation import prefill_and_step_cost, weight_bytes
+from benchmarks.generation import describe_loop, free_memory, prefill_and_step_cost, weight_bytes
 from benchmarks.generation_checks import demand, last_logits, tolerance
 from benchmarks.training import task_of
 from benchmarks.training_start import start_from_checkpoint
@@ -74,10 +73,10 @@ def run_audio_generation(trial: Trial, context: Mapping[str, Any], report: Repor
     }
     with observing() as kernels:
         metrics["max_relative_error"] = verify(trial, model, prompt_BL, loop_class)
-    _free(device)
+    free_memory(device)
     loop, measured = measure_memory(trial, model, prompt_BL, loop_class)
     metrics |= measured
-    backend = kernels.backends | _describe(trial, loop)
+    backend = kernels.backends | describe_loop(trial, loop.description, captured=loop.captured)
     report({**metrics, "backend": backend})
 
     timed = _timed_generation(loop)
@@ -202,25 +201,6 @@ def _timed_generation(loop: EagerSampler) -> dict[str, Any]:
         "real_time_factor": samples_per_s / SAMPLE_RATE_HZ,
         "new_samples": loop.new_samples,
     }
-
-
-def _describe(trial: Trial, loop: EagerSampler) -> dict[str, Any]:
-    backend: dict[str, Any] = {
-        "loop": loop.description,
-        "precision": f"{trial.dtype} weights",
-        "compiled": False,
-        "cuda_graph": loop.captured,
-        "threads": torch.get_num_threads(),
-    }
-    if trial.device == "cuda":
-        backend["tf32"] = torch.backends.cuda.matmul.allow_tf32
-    return backend
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 # --------------------------------------------------------------------------------------------------

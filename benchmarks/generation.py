@@ -73,7 +73,7 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
     allocator = keep_freed_memory()
     # Asked for now, so that the check's work covers the asking.
     clocks_before = ClockReading() if device.type == "cuda" else None
-    _free(device)
+    free_memory(device)
     errors = verify(trial, model, loop_class)
     errors["tokens"] = check_tokens(trial, model, loop.prompt_BL, loop.tokens_BN)
     metrics["max_relative_error"] = max(errors.values())
@@ -115,7 +115,7 @@ def _first_run(
         except (RuntimeError, MemoryError) as error:
             if not probes or batch == 1 or not ran_out_of_memory(error):
                 raise
-        _free(torch.device(trial.device))
+        free_memory(torch.device(trial.device))
         probes.append(Probe(batch=batch, fits=False, why="out of memory in a whole generation"))
         batch = max(1, batch - max(1, batch // 16))
     loop, first = _measure_memory(trial, model, loop_class, batch)
@@ -156,7 +156,8 @@ def weight_bytes(model: Model) -> int:
     return sum(tensors.values())
 
 
-def _free(device: torch.device) -> None:
+def free_memory(device: torch.device) -> None:
+    """Let go of what nobody holds, so that a peak or a search begins low."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -164,7 +165,7 @@ def _free(device: torch.device) -> None:
 
 def _search(trial: Trial, model: Model, loop_class: type[Loop]) -> list[Probe]:
     device = torch.device(trial.device)
-    _free(device)
+    free_memory(device)
     share = DEVICE_SHARE if device.type == "cuda" else HOST_SHARE
     capacity = weight_bytes(model) + int(share * available_memory_bytes(device))
 
@@ -174,7 +175,7 @@ def _search(trial: Trial, model: Model, loop_class: type[Loop]) -> list[Probe]:
             if predicted > capacity:
                 return Probe(batch=batch, fits=False, why=f"would take {predicted:,} of {capacity:,} bytes")
         found = _probe(trial, model, loop_class, batch)
-        _free(device)
+        free_memory(device)
         return found if device.type == "cuda" or not found.fits else replace(found, peak_bytes=predicted)
 
     budget_s = trial.protocol.get("search_budget_s", DEFAULT_SEARCH_S)
@@ -205,16 +206,22 @@ def _probe(trial: Trial, model: Model, loop_class: type[Loop], batch: int) -> Pr
 
 def _describe(trial: Trial, model: Model, loop: Loop) -> dict[str, Any]:
     """Which loop ran, and under which switches."""
-    backend: dict[str, Any] = {
-        "loop": loop.description,
-        "precision": f"{trial.dtype} weights",
-        "compiled": False,
-        "cuda_graph": loop.captured,
-        "threads": torch.get_num_threads(),
-    }
+    backend = describe_loop(trial, loop.description, captured=loop.captured)
     if trial.model in GPT_NEOX:
         config: Any = model.config
         backend["attention"] = f"transformers {config._attn_implementation}"
+    return backend
+
+
+def describe_loop(trial: Trial, description: str, *, captured: bool) -> dict[str, Any]:
+    """Under which switches steps were issued."""
+    backend: dict[str, Any] = {
+        "loop": description,
+        "precision": f"{trial.dtype} weights",
+        "compiled": False,
+        "cuda_graph": captured,
+        "threads": torch.get_num_threads(),
+    }
     if trial.device == "cuda":
         backend["tf32"] = torch.backends.cuda.matmul.allow_tf32
     return backend
