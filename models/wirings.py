@@ -202,8 +202,8 @@ class Mamba(Wiring):
     def _run_fused(self, fused: Callable[..., Tensor], x_BLD: Tensor) -> Tensor:
         s6 = self.inner
         assert isinstance(s6, S6)
-        # mamba-ssm wants channels before positions; projecting from the left gives them so.
-        xz_B2EL = self.in_proj(x_BLD).transpose(1, 2)
+        # Channels outermost: the block then turns none of its tensors round. Turning them took a quarter of a step.
+        xz_B2EL = projected_from_left(self.in_proj.weight, x_BLD)
         weights = (self.conv1d.weight, self.conv1d.bias, s6.x_proj.weight, s6.dt_proj.weight, self.out_proj.weight)
         # After out_proj's missing bias: A, and no B and C of their own, since they depend on the input.
         options: dict[str, Any] = {"D": s6.D.float(), "delta_bias": s6.dt_proj.bias.float()}
