@@ -1,6 +1,7 @@
 """A model of the suite as lm-eval sees a language model: log-likelihoods and greedy texts, over token ids.
 
-Shape suffixes: B batch, L sequence length, D model width, V vocabulary, N scored positions of a batch.
+Shape suffixes: b requests, B distinct sequences that are read, L sequence length, D model width, V vocabulary, N scored
+positions.
 """
 
 import time
@@ -170,10 +171,13 @@ class EvalLM(TemplateLM):
         ids_BL = torch.zeros(len(row_of), max(map(len, row_of)), dtype=torch.int64)
         for read, row in row_of.items():
             ids_BL[row, : len(read)] = torch.tensor(read)
-        rows_N = torch.tensor([row_of[read] for _, read, wanted in batch for _ in wanted])
-        places_N = torch.tensor(
-            [place for _, read, wanted in batch for place in range(len(read) - len(wanted), len(read))]
-        )
+        # The answers end where what was read ends; without a loop over their tokens, which whole texts would feel.
+        lengths = [len(wanted) for _, _, wanted in batch]
+        lengths_b = torch.tensor(lengths)
+        first_b = torch.tensor([len(read) for _, read, _ in batch]) - lengths_b
+        rows_N = torch.tensor([row_of[read] for _, read, _ in batch]).repeat_interleave(lengths_b)
+        before_b = lengths_b.cumsum(0) - lengths_b  # answers' tokens that lie before in the batch
+        places_N = torch.arange(len(rows_N)) + (first_b - before_b).repeat_interleave(lengths_b)
         targets_N = torch.tensor([token for _, _, wanted in batch for token in wanted])
 
         hidden_BLD = self.model.hidden(ids_BL.to(self._device))
@@ -182,7 +186,6 @@ class EvalLM(TemplateLM):
         nats_N, greedy_N = self._read_out(hidden_ND, targets_N.to(self._device))
         if not torch.isfinite(nats_N).all():
             raise NonFiniteScore("the model gave a log-likelihood that is not finite; its weights have diverged")
-        lengths = [len(wanted) for _, _, wanted in batch]
         pieces = zip(nats_N.split(lengths), greedy_N.split(lengths), strict=True)
         answers: list[Answer] = [[float(nats.sum()), bool(greedy.all())] for nats, greedy in pieces]
         self._counts.model_s += time.perf_counter() - started
