@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +32,7 @@ _MAX_ON_ONE_GPU = 6
 """Small trainings are bound by kernel launches: a few of them share a GPU without harm to their results."""
 _PRELOAD = {"cpu": ("harness.preload",), "cuda": ("harness.preload", "benchmarks.preload_cuda")}
 _TARGET = "benchmarks.worker:execute"
+_WARM_UP = {"cpu": None, "cuda": "benchmarks.worker:start_cuda"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +104,30 @@ def run_suite(
             record = recorded.get(p.trial_id, {})
             if record.get("status") == "ok" and (samples := record["metrics"].get("latency_ms")):
                 costs.observe(p, statistics.median(samples))
-        for ended in run_trials(
-            missing,
-            executor=executor or Supervisor(_TARGET, preload=_PRELOAD[options.device]),
-            writer=writer,
-            env_id=env_id,
-            costs=costs,
-            memory_bytes=memory_bytes,
-            cores=options.settings.cores,
-            max_side_by_side=_MAX_ON_ONE_GPU if options.device == "cuda" else None,
-            address_space_bytes=_address_space(options),
-            stop_at=stop_at,
-            on_progress=progress_printer(log),
-        ):
-            counts[ended.status] = counts.get(ended.status, 0) + 1
-            if states and ended.status == "ok":  # only now: until its record is written, it may be needed
-                state_path(states, ended.trial_id).unlink(missing_ok=True)
+        with _own_executor(options) if executor is None else nullcontext(executor) as running:
+            for ended in run_trials(
+                missing,
+                executor=running,
+                writer=writer,
+                env_id=env_id,
+                costs=costs,
+                memory_bytes=memory_bytes,
+                cores=options.settings.cores,
+                max_side_by_side=_MAX_ON_ONE_GPU if options.device == "cuda" else None,
+                address_space_bytes=_address_space(options),
+                stop_at=stop_at,
+                on_progress=progress_printer(log),
+            ):
+                counts[ended.status] = counts.get(ended.status, 0) + 1
+                if states and ended.status == "ok":  # only now: until its record is written, it may be needed
+                    state_path(states, ended.trial_id).unlink(missing_ok=True)
     if waiting := len(mine) - sum(counts.values()):
         print(f"time is up: {waiting} trials were not begun; run the same command again to go on", file=log)
     return counts
+
+
+def _own_executor(options: RunOptions) -> AbstractContextManager[Supervisor]:
+    return closing(Supervisor(_TARGET, preload=_PRELOAD[options.device], warm_up=_WARM_UP[options.device]))
 
 
 def _recorded(out: Path) -> dict[str, Mapping[str, Any]]:

@@ -9,6 +9,7 @@ import torch
 from benchmarks.speed import run_speed
 from benchmarks.training import run_training
 from harness import Trial, Unsupported
+from harness.memory import load_libraries
 from harness.worker import Report
 from models.ops import autotuning
 
@@ -33,6 +34,12 @@ _KINDS: dict[str, Measure] = {
     "generation": _run_generation,
     "audio_generation": _run_audio_generation,
 }
+
+
+def start_cuda() -> None:
+    """What a trial's process on a GPU does before it knows its trial: nothing that a trial could see."""
+    if torch.cuda.is_available():
+        load_libraries(torch.device("cuda"))
 
 
 def execute(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:

@@ -103,7 +103,7 @@ def memory_of(work: Callable[[], object], device: torch.device) -> dict[str, int
     so its events are replayed from the profiler, whose own start-up lies before the baseline.
     """
     if device.type == "cuda":
-        _load_libraries(device)
+        load_libraries(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -124,8 +124,8 @@ def memory_of(work: Callable[[], object], device: torch.device) -> dict[str, int
     return host.as_dict() | {"peak_alloc_bytes": _replayed_peak(profiler)}
 
 
-def _load_libraries(device: torch.device) -> None:
-    """Have cuBLAS allocate its workspaces (32 MiB for each of the two threads of a train step) beforehand.
+def load_libraries(device: torch.device) -> None:
+    """Start CUDA, and have cuBLAS allocate its workspaces: 32 MiB for each of the two threads of a train step.
 
     They are the library's, come once a process, and would hide the models at short lengths.
     """

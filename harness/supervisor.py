@@ -1,7 +1,8 @@
 """Runs measurements, each in a fresh process forked from a server that has imported torch already.
 
-The supervisor sleeps until a message, an exit or the time limit wakes it. It kills whole process
-groups, and it types every end: a measurement can fail in any way without ending the sweep.
+Where starting a device takes long, the next measurement's process starts it while the present one still prepares; no
+measurement takes its times meanwhile. The supervisor sleeps until a message, an exit or the time limit wakes it. It
+kills whole process groups, and it types every end: a measurement can fail in any way without ending the sweep.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from harness.worker import Limits, run_in_child
 _TAIL_CHARS = 2000
 _EXIT_GRACE_S = 5.0
 """A child that has sent its outcome gets this long to exit before it is killed."""
+_WARM_UP_S = 10.0
+"""A measurement waits for the next one's process to be ready no longer than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,16 @@ def settle_imports(target: str, preload: Sequence[str]) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload([*preload, target.partition(":")[0]])
 
 
+@dataclass(kw_only=True)
+class _Child:
+    """A process that waits for its payload, or works on it."""
+
+    process: BaseProcess
+    pipe: Connection
+    is_ready: bool = False
+    """Whether it has said that it is warmed up."""
+
+
 class Supervisor:
     """Runs a measurement, named ``package.module:function``, in one process after another.
 
@@ -48,44 +62,37 @@ class Supervisor:
         target: the measurement; see :data:`harness.worker.Measurement`.
         preload: modules that the server imports once, before any trial, beside the target's. They
             must not touch CUDA: a forked child cannot use it then.
+        warm_up: a function, named like the target, that starts a device. The next measurement's process calls it while
+            the present one prepares; whoever reports is held until that is over, and is alone from then on.
     """
 
-    def __init__(self, target: str, *, preload: Sequence[str] = ("harness.preload",)) -> None:
-        self.target = target
+    def __init__(
+        self, target: str, *, preload: Sequence[str] = ("harness.preload",), warm_up: str | None = None
+    ) -> None:
+        self.target, self._warm_up = target, warm_up
         self._context = multiprocessing.get_context("forkserver")
         # Reading an exit status is not thread-safe in multiprocessing, and starting a process
         # reads those of finished ones.
         self._bookkeeping = threading.Lock()
         self._running: set[int] = set()
+        self._standby: _Child | None = None
+        self._standby_lock = threading.Lock()
         settle_imports(target, preload)
 
     def run(self, payload: Mapping[str, Any], limits: Limits) -> Outcome:
         """Run once. Never raises for what the measurement does; KeyboardInterrupt passes through."""
         with tempfile.TemporaryDirectory(prefix="seqbench-") as scratch:
             stderr_path = Path(scratch) / "stderr"
-            receiver, sender = self._context.Pipe(duplex=False)
-            process = self._context.Process(
-                target=run_in_child, args=(self.target, payload, limits, str(stderr_path), sender), daemon=False
-            )
             oom_kills = _oom_kill_count()
             started = time.monotonic()
-            with self._bookkeeping:
-                process.start()
-                self._running.add(process.pid or 0)
-            sender.close()
+            child = self._hand_over((payload, limits, str(stderr_path)))
+            process = child.process
             try:
-                end, partial = _follow(receiver, started + limits.time_s)
+                end, partial = self._follow(child.pipe, started + limits.time_s)
                 timed_out = end is None and time.monotonic() >= started + limits.time_s
                 wait([process.sentinel], timeout=0 if timed_out else _EXIT_GRACE_S)
             finally:
-                _kill_group(process.pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid or 0, signal.SIGKILL)  # for the moment before it has its own group
-                wait([process.sentinel])
-                with self._bookkeeping:
-                    process.join()
-                    self._running.discard(process.pid or 0)
-                receiver.close()
+                self._end(child)
             wall_s = time.monotonic() - started
             tail = _tail(stderr_path)
             if end is None:
@@ -106,21 +113,82 @@ class Supervisor:
         for pid in running:
             _kill_group(pid)
 
+    def close(self) -> None:
+        """End the process that waits for a next measurement."""
+        with self._standby_lock:
+            if self._standby is not None:
+                self._end(self._standby)
+                self._standby = None
 
-def _follow(receiver: Connection, deadline: float) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Read messages until the end is announced, the pipe closes or time is up."""
-    partial: dict[str, Any] = {}
-    while (remaining := deadline - time.monotonic()) > 0:
-        if not wait([receiver], timeout=remaining):
-            return None, partial
-        try:
-            kind, content = receiver.recv()
-        except (EOFError, OSError):
-            return None, partial
-        if kind == "end":
-            return content, partial
-        partial.update(content)
-    return None, partial
+    def _hand_over(self, work: tuple[Mapping[str, Any], Limits, str]) -> _Child:
+        """The process that works on it, and another one that gets ready meanwhile."""
+        with self._standby_lock:
+            child, self._standby = self._standby, None
+            if child is not None and not _is_usable(child):  # it found no memory on the device, say
+                self._end(child)
+                child = None
+            child = child or self._start(None)
+            # One that dies of its warm-up at this very moment ends as a process without an outcome.
+            with contextlib.suppress(BrokenPipeError):
+                child.pipe.send(work)
+            if self._warm_up is not None:
+                self._standby = self._start(self._warm_up)
+        return child
+
+    def _start(self, warm_up: str | None) -> _Child:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=run_in_child, args=(self.target, warm_up, theirs), daemon=False)
+        with self._bookkeeping:
+            process.start()
+            self._running.add(process.pid or 0)
+        theirs.close()
+        return _Child(process=process, pipe=ours)
+
+    def _end(self, child: _Child) -> None:
+        process = child.process
+        _kill_group(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid or 0, signal.SIGKILL)  # for the moment before it has its own group
+        wait([process.sentinel])
+        with self._bookkeeping:
+            process.join()
+            self._running.discard(process.pid or 0)
+        child.pipe.close()
+
+    def _follow(self, pipe: Connection, deadline: float) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Read messages until the end is announced, the pipe closes or time is up."""
+        partial: dict[str, Any] = {}
+        while (remaining := deadline - time.monotonic()) > 0:
+            if not wait([pipe], timeout=remaining):
+                return None, partial
+            try:
+                kind, content = pipe.recv()
+                if kind == "end":
+                    return content, partial
+                if kind == "partial":
+                    partial.update(content)
+                    self._let_standby_settle()
+                    pipe.send("go on")
+            except (EOFError, OSError):
+                return None, partial
+        return None, partial
+
+    def _let_standby_settle(self) -> None:
+        with self._standby_lock:
+            standby = self._standby
+            if standby is not None and not standby.is_ready:
+                standby.is_ready = standby.pipe.poll(_WARM_UP_S) and _is_usable(standby)
+
+
+def _is_usable(child: _Child) -> bool:
+    """Whether a process that waits is warmed up, or still at it."""
+    if child.is_ready or not child.pipe.poll():
+        return child.process.is_alive()
+    try:
+        child.is_ready = child.pipe.recv()[0] == "ready"
+    except (EOFError, OSError):
+        return False
+    return child.is_ready
 
 
 def _unannounced_end(exit_code: int | None, timed_out: bool, limits: Limits, oom_killed: bool) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 from harness.outcomes import TrialFailure, is_out_of_memory
 
 Report = Callable[[Mapping[str, Any]], None]
-"""A measurement calls it with the metrics it has so far: they survive a kill."""
+"""A measurement calls it with the metrics it has so far: they survive a kill. Once it returns, no other process of the
+run is starting: it is called before anything is timed."""
 
 Measurement = Callable[[Mapping[str, Any], Report], Mapping[str, Any]]
 """Payload and report in; ``{"metrics": …, "backend": …}`` out."""
@@ -33,34 +34,46 @@ class Limits:
     """``RLIMIT_AS``. Not for CUDA, which reserves address space far beyond what it uses."""
 
 
-def find_measurement(target: str) -> Measurement:
-    """The function that ``package.module:function`` names."""
+def find_function(target: str) -> Callable[..., Any]:
+    """That ``package.module:function`` names."""
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
-def run_in_child(
-    target: str, payload: Mapping[str, Any], limits: Limits, stderr_fd_path: str, pipe: Connection
-) -> None:
-    """Entry of the child process. Sends ``("partial", …)`` any number of times and ``("end", …)`` once."""
+def run_in_child(target: str, warm_up: str | None, pipe: Connection) -> None:
+    """Entry of the child process.
+
+    With a ``warm_up`` (a function, named like the target) it sends ``("ready", {})`` when that has returned. Then it
+    receives payload, limits and the path of its stderr, sends ``("partial", …)`` any number of times, each of which is
+    answered, and ``("end", …)`` once.
+    """
     gc.freeze()  # a collection looks at the trial's objects alone, not at the 300,000 of PyTorch's (0.1 s each time)
     os.setsid()  # a process group of its own, so that a kill takes helpers along
     # If the supervisor dies, so do the server that forked us and, by this, we.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ctrl-C belongs to the supervisor, which then ends this process group itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stderr_fd = os.open(stderr_fd_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    if warm_up is not None:
+        find_function(warm_up)()
+        pipe.send(("ready", {}))
+    payload, limits, stderr_path = pipe.recv()
+    stderr_fd = os.open(stderr_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stderr_fd, 1)
     os.dup2(stderr_fd, 2)
     if limits.address_space_bytes is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
-    pipe.send(("end", _outcome(target, payload, lambda metrics: pipe.send(("partial", dict(metrics))))))
+
+    def report(metrics: Mapping[str, Any]) -> None:
+        pipe.send(("partial", dict(metrics)))
+        pipe.recv()
+
+    pipe.send(("end", _outcome(target, payload, report)))
     pipe.close()
 
 
 def _outcome(target: str, payload: Mapping[str, Any], report: Report) -> dict[str, Any]:
     try:
-        measured = find_measurement(target)(payload, report)
+        measured = find_function(target)(payload, report)
     except TrialFailure as failure:
         return {"status": failure.status, "error": _describe(failure)}
     except Exception as error:  # noqa: BLE001 (whatever it was: typed, recorded, and the sweep goes on)

@@ -9,6 +9,19 @@ from typing import Any
 from harness import NonFiniteLoss, Unsupported, WrongOutput
 from harness.worker import Report
 
+_warmed_at: float | None = None
+
+
+def warm_up() -> None:
+    """Start a slow device."""
+    global _warmed_at
+    time.sleep(0.2)
+    _warmed_at = time.monotonic()
+
+
+def warm_up_that_fails() -> None:
+    raise MemoryError("the device is full")
+
 
 def behave(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
     """Do what the trial's ``protocol.behaviour`` says."""
@@ -19,6 +32,12 @@ def behave(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
 def _succeed(report: Report) -> Mapping[str, Any]:
     report({"params": 7})
     return {"metrics": {"latency_ms": [1.0, 2.0, 3.0]}, "backend": {"mixer": "test"}}
+
+
+def _times(report: Report) -> Mapping[str, Any]:
+    began = time.monotonic()
+    report({})
+    return {"metrics": {"warmed_at": _warmed_at, "began": began, "alone_from": time.monotonic()}}
 
 
 def _pid(report: Report) -> Mapping[str, Any]:

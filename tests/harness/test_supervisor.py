@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -9,10 +10,12 @@ from harness import Trial
 from harness.supervisor import Outcome, Supervisor
 from harness.worker import Limits
 
+TARGET = "tests.harness.measurements:behave"
+
 
 @pytest.fixture(scope="module")
 def supervisor() -> Supervisor:
-    return Supervisor("tests.harness.measurements:behave")
+    return Supervisor(TARGET)
 
 
 def trial_that(behaviour: str) -> Trial:
@@ -100,3 +103,39 @@ def test_every_run_has_a_fresh_process_and_group(supervisor):
     assert first.metrics["pid"] != second.metrics["pid"]
     assert first.metrics["pid"] == first.metrics["group"]
     assert first.metrics["pid"] != os.getpid()
+
+
+@pytest.fixture
+def prepared() -> Iterator[Callable[[str], Supervisor]]:
+    """Supervisors whose next process warms up meanwhile."""
+    made: list[Supervisor] = []
+
+    def make(warm_up: str) -> Supervisor:
+        made.append(Supervisor(TARGET, warm_up=f"tests.harness.measurements:{warm_up}"))
+        return made[-1]
+
+    yield make
+    for supervisor in made:
+        supervisor.close()
+
+
+def test_the_next_process_warms_up_meanwhile_and_nobody_reports_before_it_has(prepared):
+    supervisor = prepared("warm_up")
+    first, second, third = (run(supervisor, "times").metrics for _ in range(3))
+    assert first["warmed_at"] is None  # nobody was there to wait for
+    assert first["began"] < second["warmed_at"] < first["alone_from"]
+    assert second["began"] < third["warmed_at"] < second["alone_from"]
+
+
+def test_a_process_that_dies_warming_up_is_replaced_by_a_cold_one(prepared):
+    supervisor = prepared("warm_up_that_fails")
+    assert [run(supervisor, "succeed").status for _ in range(3)] == ["ok"] * 3
+
+
+def test_a_process_that_waits_in_vain_is_ended(prepared):
+    supervisor = prepared("warm_up")
+    run(supervisor, "succeed")
+    (waiting,) = supervisor._running
+    supervisor.close()
+    assert not _is_alive(waiting)
+    assert run(supervisor, "succeed").status == "ok"
