@@ -1,7 +1,7 @@
 """The ``generation`` benchmark: a prompt read and new tokens decoded, greedily, with random weights.
 
-First comes the largest batch where that is asked for, then a whole generation under the memory meter, then the check of
-what was generated, and only then the clock.
+First comes a whole generation under the memory meter, of several batches where the largest is searched for; then the
+check of what was generated, and only then the clock.
 
 Shape suffixes: B batch, L prompt length, N new tokens, V vocabulary.
 """
@@ -9,16 +9,25 @@ Shape suffixes: B batch, L prompt length, N new tokens, V vocabulary.
 import gc
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _pop_mode_temporarily
 
 from benchmarks.generation_checks import check_tokens, prompt_ids, verify
 from benchmarks.generation_loops import Loop, find_loop, ran_out_of_memory
 from benchmarks.generation_models import GPT_NEOX, build_fake_generation_model, build_generation_model
-from benchmarks.generation_search import Probe, is_bracketed, largest_fitting, search_largest
+from benchmarks.generation_search import (
+    PeakLine,
+    Probe,
+    is_bracketed,
+    largest_fitting,
+    line_to_capacity,
+    search_largest,
+)
 from benchmarks.generation_times import host_times, sample_loop, throughput
 from harness import Trial, Unsupported, WrongOutput
 from harness.clocks import L2_POLICY, time_once_ms
@@ -34,7 +43,6 @@ DEFAULT_SEARCH_S = 60.0
 """What a search may take where the protocol has no ``search_budget_s``; the probe that crosses it still ends."""
 HOST_SHARE, DEVICE_SHARE = 0.8, 0.97
 """Of the memory available when the search begins: a CPU must not begin to swap, a GPU's limit is hard."""
-_STEP_BACKS = 3  # batches 1/16 smaller that are tried where the one found does not last a whole generation
 
 
 def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -55,37 +63,29 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
     loop_class, device = find_loop(trial, wrapped=trial.model in GPT_NEOX), torch.device(trial.device)
     model = build_generation_model(trial)
     metrics: dict[str, Any] = {"params": model.num_params}
-    batch = trial.batch
-    probes: list[Probe] = []
-    if batch == 0:
-        probes = _search(trial, model, loop_class)
-        batch = largest_fitting(probes)
-        if batch == 0:
-            raise MemoryError(f"not even a batch of 1 fits: {probes[-1].why}")
-    loop, batch, first = _first_run(trial, model, loop_class, batch, probes)
-    metrics |= first["metrics"]
-    if probes:
-        metrics |= {"largest_batch": batch, "search": [probe.as_dict() for probe in probes]}
-        # The plan, which could not know the batch, predicted one sequence.
-        metrics["predicted_peak_bytes"] = predicted_generation(replace(trial, batch=batch)).peak_bytes
-        if not is_bracketed(probes):
-            metrics["search_ended_early"] = "out of its time or probes: a larger batch may fit"
+    if trial.batch:
+        generated = _generate(trial, model, loop_class, trial.batch)
+    else:
+        generated, about_search = _largest(trial, model, loop_class)
+        metrics |= about_search
+    batch = len(generated.prompt_BL)
+    metrics |= generated.metrics
     allocator = keep_freed_memory()
     # Asked for now, so that the check's work covers the asking.
     clocks_before = ClockReading() if device.type == "cuda" else None
-    free_memory(device)
     errors = verify(trial, model, loop_class)
-    errors["tokens"] = check_tokens(trial, model, loop.prompt_BL, loop.tokens_BN)
+    errors["tokens"] = check_tokens(trial, model, generated.prompt_BL, generated.tokens_BN)
     metrics["max_relative_error"] = max(errors.values())
     metrics["state_bytes"] = model.state_bytes(trial.seq_len + trial.protocol["new_tokens"], batch=batch)
-    backend = first["backend"] | _describe(trial, model, loop) | {"host_allocator": allocator}
+    backend = generated.backend | _describe(trial, model, loop_class) | {"host_allocator": allocator}
     if clocks_before is not None:
         metrics["gpu_clocks"] = {"before": clocks_before.read()}
     report({**metrics, "backend": backend})
 
+    loop = loop_class(model, generated.prompt_BL, trial.protocol["new_tokens"])
     samples = sample_loop(loop, trial.protocol["sample_budget_s"])
-    metrics |= throughput(samples, batch=batch, new_tokens=trial.protocol["new_tokens"])
-    metrics |= host_times(loop.issue_ms(trial.protocol["sample_budget_s"] / 4), samples, loop.new_tokens)
+    metrics |= throughput(samples, batch=batch, new_tokens=loop.new_tokens)
+    metrics |= host_times(samples, loop.new_tokens)
     metrics["l2_policy"] = L2_POLICY
     if clocks_before is not None:
         metrics["gpu_clocks"]["after"] = ClockReading().read()
@@ -104,33 +104,27 @@ def _check_protocol(trial: Trial) -> None:
 # Memory
 
 
-def _first_run(
-    trial: Trial, model: Model, loop_class: type[Loop], batch: int, probes: list[Probe]
-) -> tuple[Loop, int, dict[str, Any]]:
-    """A whole generation under the memory meter. After a search a batch that fails is followed by smaller ones."""
-    for _ in range(_STEP_BACKS):
-        try:
-            loop, first = _measure_memory(trial, model, loop_class, batch)
-            return loop, batch, first
-        except (RuntimeError, MemoryError) as error:
-            if not probes or batch == 1 or not ran_out_of_memory(error):
-                raise
-        free_memory(torch.device(trial.device))
-        probes.append(Probe(batch=batch, fits=False, why="out of memory in a whole generation"))
-        batch = max(1, batch - max(1, batch // 16))
-    loop, first = _measure_memory(trial, model, loop_class, batch)
-    return loop, batch, first
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A whole generation under the memory meter; the states are let go, so that another may follow."""
+
+    prompt_BL: Tensor
+    tokens_BN: Tensor
+    metrics: dict[str, Any]
+    """Memory, weights included, and the first call's time."""
+    backend: dict[str, Any]
 
 
-def _measure_memory(trial: Trial, model: Model, loop_class: type[Loop], batch: int) -> tuple[Loop, dict[str, Any]]:
+def _generate(trial: Trial, model: Model, loop_class: type[Loop], batch: int) -> Generated:
     device = torch.device(trial.device)
+    prompt_BL = prompt_ids(trial, model, batch)
     built: list[Loop] = []
     found: dict[str, Any] = {}
 
     def generate() -> None:
         # Shapes choose kernels: what runs is noted at the full batch.
         with observing() as capture_ops:
-            built.append(loop_class(model, prompt_ids(trial, model, batch), trial.protocol["new_tokens"]))
+            built.append(loop_class(model, prompt_BL, trial.protocol["new_tokens"]))
         with observing() as prefill_ops:
             found["first_call_ms"] = round(time_once_ms(built[0].prefill, device), 3)
         with observing() as decode_ops:
@@ -147,7 +141,7 @@ def _measure_memory(trial: Trial, model: Model, loop_class: type[Loop], batch: i
     (loop,) = built
     if loop.capture_ms is not None:
         metrics["capture_ms"] = round(loop.capture_ms, 3)
-    return loop, {"metrics": metrics, "backend": found["backend"]}
+    return Generated(prompt_BL=prompt_BL, tokens_BN=loop.tokens_BN, metrics=metrics, backend=found["backend"])
 
 
 def weight_bytes(model: Model) -> int:
@@ -163,50 +157,80 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _search(trial: Trial, model: Model, loop_class: type[Loop]) -> list[Probe]:
+def _largest(trial: Trial, model: Model, loop_class: type[Loop]) -> tuple[Generated, dict[str, Any]]:
+    """What the largest batch generated under the meter, and the metrics of the search for it.
+
+    Each probe is a whole generation, so that the largest needs no other. Where the memory ends is predicted first.
+
+    Raises:
+        MemoryError: not even a batch of 1 fits.
+    """
     device = torch.device(trial.device)
     free_memory(device)
+    weights = weight_bytes(model)
     share = DEVICE_SHARE if device.type == "cuda" else HOST_SHARE
-    capacity = weight_bytes(model) + int(share * available_memory_bytes(device))
+    capacity = weights + int(share * available_memory_bytes(device))
+    line = line_to_capacity(partial(_predicted_peak, trial), empty_bytes=weights, capacity_bytes=capacity)
+    fitting: dict[int, Generated] = {}
 
     def probe(batch: int) -> Probe:
-        if device.type == "cpu":
-            predicted = predicted_generation(replace(trial, batch=batch)).peak_bytes
-            if predicted > capacity:
-                return Probe(batch=batch, fits=False, why=f"would take {predicted:,} of {capacity:,} bytes")
-        found = _probe(trial, model, loop_class, batch)
+        # A host would begin to swap, or kill: what is predicted to be too much is not run there.
+        if device.type == "cpu" and (predicted := _predicted_peak(trial, batch)) > capacity:
+            return Probe(batch=batch, fits=False, why=f"would take {predicted:,} of {capacity:,} bytes")
+        generated = _try(trial, model, loop_class, batch)
         free_memory(device)
-        return found if device.type == "cuda" or not found.fits else replace(found, peak_bytes=predicted)
+        if isinstance(generated, str):
+            return Probe(batch=batch, fits=False, why=generated)
+        fitting[batch] = generated
+        return Probe(batch=batch, fits=True, peak_bytes=generated.metrics["peak_alloc_bytes"])
 
-    budget_s = trial.protocol.get("search_budget_s", DEFAULT_SEARCH_S)
-    return search_largest(probe, capacity_bytes=capacity, budget_s=budget_s)
+    probes = search_largest(
+        probe,
+        expected=line.batch_that_fills(capacity),
+        capacity_bytes=capacity,
+        budget_s=trial.protocol.get("search_budget_s", DEFAULT_SEARCH_S),
+    )
+    if not fitting:
+        raise MemoryError(f"not even a batch of {probes[-1].batch} fits: {probes[-1].why}")
+    return fitting[largest_fitting(probes)], _about(probes, line)
 
 
-def _probe(trial: Trial, model: Model, loop_class: type[Loop], batch: int) -> Probe:
-    """Prefill and a few steps of one batch, checked. Raises what is no limit of the batch."""
-    device, is_cuda = torch.device(trial.device), trial.device == "cuda"
-    if is_cuda:
-        torch.cuda.reset_peak_memory_stats(device)
+def _about(probes: list[Probe], line: PeakLine) -> dict[str, Any]:
+    """Metrics of a search. The plan, which could not know the batch, predicted the peak of one sequence."""
+    largest = largest_fitting(probes)
+    metrics: dict[str, Any] = {
+        "largest_batch": largest,
+        "search": [probe.as_dict() for probe in probes],
+        "predicted_peak_bytes": line.peak_bytes(largest),
+    }
+    if not is_bracketed(probes):
+        metrics["search_ended_early"] = "out of its time or probes: a larger batch may fit"
+    return metrics
+
+
+def _predicted_peak(trial: Trial, batch: int) -> int:
+    return predicted_generation(replace(trial, batch=batch)).peak_bytes
+
+
+def _try(trial: Trial, model: Model, loop_class: type[Loop], batch: int) -> Generated | str:
+    """A whole generation of one batch, its tokens checked; or why it does not fit. Raises what is no limit of it."""
     try:
-        loop = loop_class(model, prompt_ids(trial, model, batch), trial.protocol["new_tokens"])
-        prompt_BL, tokens_BN = loop.probe()
+        generated = _generate(trial, model, loop_class, batch)
         # Kernels that index with 32 bits write to wrong places at large batches, without an error.
-        check_tokens(trial, model, prompt_BL, tokens_BN)
-        if is_cuda:
-            torch.cuda.synchronize(device)
+        check_tokens(trial, model, generated.prompt_BL, generated.tokens_BN)
+        return generated
     except (RuntimeError, MemoryError, WrongOutput) as error:
         if not ran_out_of_memory(error):
             if batch == 1:
                 raise
-            if is_cuda:
-                torch.cuda.synchronize(device)  # an error that stays ends the trial here
-        return Probe(batch=batch, fits=False, why=(str(error).strip() or type(error).__name__).splitlines()[0])
-    return Probe(batch=batch, fits=True, peak_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None)
+            if trial.device == "cuda":
+                torch.cuda.synchronize(trial.device)  # an error that stays ends the trial here
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _describe(trial: Trial, model: Model, loop: Loop) -> dict[str, Any]:
+def _describe(trial: Trial, model: Model, loop_class: type[Loop]) -> dict[str, Any]:
     """Which loop ran, and under which switches."""
-    backend = describe_loop(trial, loop.description, captured=loop.captured)
+    backend = describe_loop(trial, loop_class.description, captured=loop_class.captured)
     if trial.model in GPT_NEOX:
         config: Any = model.config
         backend["attention"] = f"transformers {config._attn_implementation}"

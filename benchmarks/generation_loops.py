@@ -6,24 +6,40 @@ All decode greedily, and all decode the same: a prompt's last logits give token 
 Shape suffixes: B batch, L prompt length, N new tokens, V vocabulary.
 """
 
-import functools
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harness import Trial, Unsupported
-from harness.clocks import MIN_SAMPLES, issue_times_ms, time_once_ms
+from harness.clocks import time_and_issue_ms, time_once_ms
 from harness.outcomes import is_out_of_memory
 from models import Model
 from models.pretrained.huggingface import HuggingFaceModel
 
-PROBE_STEPS = 2
 _WARM_UP_STEPS = 2
 """Before a capture: libraries set themselves up and kernels are compiled in the first call of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One generation by the device's clock, in milliseconds: a prefill, and the N steps after it.
+
+    The host's times are those of issuing a prefill, and one step after it, to an idle device. There are none on a CPU,
+    nor in transformers, which asks the device at each token whether it was the last: the host's time is the device's.
+    """
+
+    prefill_ms: float
+    decode_ms: float
+    prefill_host_ms: float | None = None
+    step_host_ms: float | None = None
+
+    @property
+    def total_ms(self) -> float:
+        return self.prefill_ms + self.decode_ms
 
 
 class Loop(ABC):
@@ -38,7 +54,7 @@ class Loop(ABC):
     description: ClassVar[str]
     captured: ClassVar[bool] = False
     capture_ms: float | None = None
-    """Warm-up steps and capture, on the host's clock; of a captured loop alone."""
+    """Warm-up steps, capture and a first replay, on the host's clock; of a captured loop alone."""
 
     def __init__(self, model: Model, prompt_BL: Tensor, new_tokens: int) -> None:
         self.model, self.prompt_BL, self.new_tokens = model, prompt_BL, new_tokens
@@ -58,24 +74,12 @@ class Loop(ABC):
         """N steps after a prefill; transformers, which keeps nothing from call to call, reads the prompt again."""
 
     @abstractmethod
-    def sample_ms(self) -> tuple[float, float]:
-        """Milliseconds of a prefill, and of the N steps after one, by the device's clock."""
-
-    def issue_ms(self, budget_s: float) -> list[tuple[float, float]]:  # noqa: ARG002
-        """Host milliseconds to issue a prefill, and one step after it, to an idle device, within about ``budget_s``.
-
-        Empty where there is no such time: on a CPU, and in transformers, which asks the device at each token whether
-        it was the last, so that the host's time is the device's.
-        """
-        return []
+    def sample(self) -> Sample:
+        """Time a whole generation."""
 
     @abstractmethod
     def trace(self) -> list[Tensor]:
         """A whole generation, and the logits ``(B, V)`` that gave each of its N + 1 tokens."""
-
-    @abstractmethod
-    def probe(self) -> tuple[Tensor, Tensor]:
-        """The memory of a whole generation in a few steps' time; the prompt that was read, and its tokens."""
 
 
 class EagerLoop(Loop):
@@ -108,26 +112,31 @@ class EagerLoop(Loop):
         self._ids_B.copy_(logits_BV.argmax(dim=-1))
         return logits_BV
 
+    def decode(self) -> None:
+        self._steps(1, self.new_tokens)
+
     @torch.no_grad()
-    def decode(self, steps: int | None = None) -> None:
-        """Steps after a prefill: N, or fewer."""
-        for i in range(1, (self.new_tokens if steps is None else steps) + 1):
+    def _steps(self, first: int, last: int) -> None:
+        for i in range(first, last + 1):
             self._advance()
             self._tokens_NB[i].copy_(self._ids_B)
 
-    def sample_ms(self) -> tuple[float, float]:
-        return time_once_ms(self.prefill, self.device), time_once_ms(self.decode, self.device)
+    def sample(self) -> Sample:
+        prefill_ms, prefill_host_ms = time_and_issue_ms(self.prefill, self.device)
+        issued_ms: list[float] = []
 
-    def issue_ms(self, budget_s: float) -> list[tuple[float, float]]:
-        if self.device.type != "cuda":
-            return []
-        synchronize = functools.partial(torch.cuda.synchronize, self.device)
-        prefill_ms = issue_times_ms(self.prefill, synchronize, budget_s=budget_s / 2)
-        # The states have room for N steps after the last prefill. One at a time: N would fill the queue of launches.
-        one_step = functools.partial(self.decode, 1)
-        most = min(MIN_SAMPLES, self.new_tokens)
-        step_ms = issue_times_ms(one_step, synchronize, budget_s=budget_s / 2, most=most)
-        return list(zip(prefill_ms, step_ms, strict=False))
+        def decode() -> None:
+            # The first step alone finds the device idle; all of them would fill the queue of launches.
+            began = time.perf_counter_ns()
+            self._steps(1, 1)
+            issued_ms.append((time.perf_counter_ns() - began) / 1e6)
+            self._steps(2, self.new_tokens)
+
+        decode_ms = time_once_ms(decode, self.device)
+        step_host_ms = None if prefill_host_ms is None else issued_ms[0]
+        return Sample(
+            prefill_ms=prefill_ms, decode_ms=decode_ms, prefill_host_ms=prefill_host_ms, step_host_ms=step_host_ms
+        )
 
     @torch.no_grad()
     def trace(self) -> list[Tensor]:
@@ -136,12 +145,6 @@ class EagerLoop(Loop):
             traced.append(self._advance().clone())
             self._tokens_NB[i].copy_(self._ids_B)
         return traced
-
-    def probe(self) -> tuple[Tensor, Tensor]:
-        steps = min(PROBE_STEPS, self.new_tokens)
-        self.prefill()
-        self.decode(steps)
-        return self.prompt_BL, self.tokens_BN[:, : steps + 1]
 
 
 class GraphLoop(EagerLoop):
@@ -167,7 +170,7 @@ class GraphLoop(EagerLoop):
         stream, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(min(_WARM_UP_STEPS, self.prompt_BL.shape[1] + self.new_tokens)):
+            for _ in range(min(_WARM_UP_STEPS, self.prompt_BL.shape[1] + self.new_tokens - 1)):
                 super()._advance()
         current.wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
@@ -180,6 +183,7 @@ class GraphLoop(EagerLoop):
             raise Unsupported(f"a step of this model cannot be captured in a CUDA graph ({_first_line(error)})") from (
                 error
             )
+        self._graph.replay()  # the first takes the graph to the device, which is no step's work
 
     def _advance(self) -> Tensor:
         self._graph.replay()
@@ -222,20 +226,14 @@ class TransformersLoop(Loop):
     def decode(self) -> None:
         self._tokens_BN = self._generate(self.prompt_BL, self.new_tokens + 1)[:, self.prompt_BL.shape[1] :]
 
-    def sample_ms(self) -> tuple[float, float]:
+    def sample(self) -> Sample:
         prefill_ms, total_ms = time_once_ms(self.prefill, self.device), time_once_ms(self.decode, self.device)
-        return prefill_ms, total_ms - prefill_ms
+        return Sample(prefill_ms=prefill_ms, decode_ms=total_ms - prefill_ms)
 
     def trace(self) -> list[Tensor]:
         result = self._generate(self.prompt_BL, self.new_tokens + 1, return_dict_in_generate=True, output_logits=True)
         self._tokens_BN = result.sequences[:, self.prompt_BL.shape[1] :]
         return list(result.logits)
-
-    def probe(self) -> tuple[Tensor, Tensor]:
-        # The cache is longest at the end: a prompt that much longer, and few steps.
-        steps = min(PROBE_STEPS, self.new_tokens)
-        prompt_BL = F.pad(self.prompt_BL, (0, self.new_tokens - steps))
-        return prompt_BL, self._generate(prompt_BL, steps + 1)[:, prompt_BL.shape[1] :]
 
 
 LOOPS: dict[str, type[Loop]] = {"eager": EagerLoop, "cuda_graph": GraphLoop, "transformers": TransformersLoop}

@@ -8,10 +8,13 @@ from typing import Any
 PRECISION = 16
 """The search ends when the smallest batch that failed is within 1/16 of the largest that fitted."""
 MAX_PROBES = 32
-_FIRST_EXTRAPOLATION = 8
-"""Below this batch weights and workspaces hide what a sequence takes."""
-_LONGEST_JUMP = 128
-_MARGIN = 32  # an extrapolated batch is tried 1/32 below, since the allocator loses some of the memory
+_MARGIN = 32
+"""An expected batch is tried 1/32 below, since the allocator loses some of the memory; no further below, since a try
+too high runs out of memory early, and one too low costs a whole generation more."""
+_CLOSE_TRIES = 4
+"""So many failures in 1/16 steps, which reach 22 % below what was expected; then it was no guide, and halves follow."""
+_NEAR_BATCH = 128
+"""Where a prediction begins: large enough that what a sequence takes is not lost in the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +32,60 @@ class Probe:
         return {"batch": self.batch, "fits": self.fits} | ({"why": self.why} if self.why else {})
 
 
+@dataclass(frozen=True, kw_only=True)
+class PeakLine:
+    """Peak bytes by batch, as the line through two known ones: a sequence more adds as much again."""
+
+    batches: tuple[int, int]
+    peaks_bytes: tuple[int, int]
+
+    @property
+    def _a_sequence(self) -> float:
+        (batch_0, batch_1), (peak_0, peak_1) = self.batches, self.peaks_bytes
+        return max(1.0, (peak_1 - peak_0) / (batch_1 - batch_0))
+
+    def peak_bytes(self, batch: int) -> int:
+        return round(self.peaks_bytes[1] + (batch - self.batches[1]) * self._a_sequence)
+
+    def batch_that_fills(self, capacity_bytes: int) -> int:
+        """At least 1."""
+        return max(1, self.batches[1] + int((capacity_bytes - self.peaks_bytes[1]) / self._a_sequence))
+
+
+def line_to_capacity(peak_of: Callable[[int], int], *, empty_bytes: int, capacity_bytes: int) -> PeakLine:
+    """The line that holds where the memory ends, from two predictions.
+
+    The second is made where a line through the first and ``empty_bytes``, what no sequence at all takes, fills the
+    capacity: kernels that cut large batches into parts bend the line below.
+    """
+    near = PeakLine(batches=(0, _NEAR_BATCH), peaks_bytes=(empty_bytes, peak_of(_NEAR_BATCH)))
+    end = near.batch_that_fills(capacity_bytes)
+    if end == _NEAR_BATCH:
+        return near
+    return PeakLine(batches=(_NEAR_BATCH, end), peaks_bytes=(near.peaks_bytes[1], peak_of(end)))
+
+
 def search_largest(
     probe: Callable[[int], Probe],
     *,
+    expected: int,
     capacity_bytes: int,
     budget_s: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Probe]:
-    """Try batches from 1 up until the largest that fits is known to 1/16, or time or probes run out.
+    """Try batches until the largest that fits is known to 1/16, or until one fits and time is up.
 
-    Doubles first; memory grows by the same for every sequence, so from a batch of 8 up the next try is where
-    two measured peaks say that ``capacity_bytes`` ends. Large batches, which take long, are tried few times so.
-    Then bisects.
+    The first is a little below the one that is ``expected`` to fill ``capacity_bytes``. From one that fits the next is
+    1/16 up, or where its measured peak says that the capacity ends; from one that fails 1/16 down. So a good
+    prediction costs one probe that fits, which takes long, and failing ones, which end early.
 
     Returns:
         the probes in order; the largest that fits is :func:`largest_fitting` of them.
     """
     probes: list[Probe] = []
     began = clock()
-    while len(probes) < MAX_PROBES and (not probes or clock() - began < budget_s):
-        batch = _next_batch(probes, capacity_bytes)
+    while len(probes) < MAX_PROBES and (not largest_fitting(probes) or clock() - began < budget_s):
+        batch = _next_batch(probes, expected, capacity_bytes)
         if batch is None:
             break
         probes.append(probe(batch))
@@ -62,40 +99,33 @@ def largest_fitting(probes: list[Probe]) -> int:
 
 def is_bracketed(probes: list[Probe]) -> bool:
     """Whether the search came to its end: a batch within 1/16 above the largest that fits is known to fail."""
-    return _next_batch(probes, 0) is None
+    low, high = largest_fitting(probes), _smallest_failing(probes)
+    return high is not None and high - low <= max(1, low // PRECISION)
 
 
-def _next_batch(probes: list[Probe], capacity_bytes: int) -> int | None:
+def _smallest_failing(probes: list[Probe]) -> int | None:
+    return min((p.batch for p in probes if not p.fits), default=None)
+
+
+def _next_batch(probes: list[Probe], expected: int, capacity_bytes: int) -> int | None:
     """None where the largest batch is known well enough."""
-    low = largest_fitting(probes)
-    high = min((p.batch for p in probes if not p.fits), default=None)
-    step = max(1, low // PRECISION)
-    if low == 0:
-        return 1 if high is None else None
-    if high is not None and high - low <= step:
+    low, high = largest_fitting(probes), _smallest_failing(probes)
+    if not probes:
+        return _a_little_below(expected)
+    if is_bracketed(probes):
         return None
-    guess = _extrapolated(probes, capacity_bytes)
     if high is None:
-        if guess is None:
-            return 2 * low
-        # Where more fits than there should be room for, the distance from the guess doubles.
-        return min(max(guess, low + step, 2 * low - guess), _LONGEST_JUMP * low)
-    if guess is not None and low < guess < high:
-        # Near the end of the memory; never so close to a bound that the other would stay far away.
-        return min(max(guess, low + step), high - 1)
-    if high > 2 * low and guess is not None:  # the jump went too far, but hardly by half
-        return high - max(1, high // 8)
+        (best,) = (p for p in probes if p.batch == low)
+        measured = _a_little_below(low * capacity_bytes // best.peak_bytes) if best.peak_bytes else 0
+        # Where more and more fit, the prediction was no guide: the distance doubles.
+        up = max(1, low // PRECISION) << max(0, len(probes) - 2)
+        return max(low + min(up, low), measured)
+    if low == 0:
+        # The largest whose 1/16 reaches back to the one that failed.
+        close = min(high - 1, -(-high * PRECISION // (PRECISION + 1)))
+        return close if len(probes) <= _CLOSE_TRIES else high // 2
     return (low + high) // 2
 
 
-def _extrapolated(probes: list[Probe], capacity_bytes: int) -> int | None:
-    """Where the line through the two largest fitting probes meets the capacity, less a margin."""
-    known = sorted((p.batch, p.peak_bytes) for p in probes if p.fits and p.peak_bytes is not None)
-    if len(known) < 2 or known[-1][0] < _FIRST_EXTRAPOLATION:
-        return None
-    (batch_0, peak_0), (batch_1, peak_1) = known[-2:]
-    if peak_1 <= peak_0:
-        return None
-    a_sequence = (peak_1 - peak_0) / (batch_1 - batch_0)
-    room = batch_1 + int((capacity_bytes - peak_1) / a_sequence)
-    return room - room // _MARGIN
+def _a_little_below(batch: int) -> int:
+    return max(1, batch - batch // _MARGIN)

@@ -4,26 +4,27 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.generation_loops import Loop
+from benchmarks.generation_loops import Loop, Sample
 from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, is_launch_bound
 
 
-def sample_loop(loop: Loop, budget_s: float) -> list[tuple[float, float]]:
+def sample_loop(loop: Loop, budget_s: float) -> list[Sample]:
     """Samples within about ``budget_s``; one at least. Compiled and set up is everything before."""
     began = time.perf_counter()
-    samples = [loop.sample_ms()]
-    if sum(samples[0]) / 1e3 * (1 + MIN_SAMPLES) < budget_s:
+    samples = [loop.sample()]
+    if samples[0].total_ms / 1e3 * (1 + MIN_SAMPLES) < budget_s:
         samples.clear()  # a warm-up more; where generations are long, what ran before has to do
     while len(samples) < MAX_SAMPLES:
-        if samples and time.perf_counter() - began + sum(samples[-1]) / 1e3 > budget_s:
+        if samples and time.perf_counter() - began + samples[-1].total_ms / 1e3 > budget_s:
             break
-        samples.append(loop.sample_ms())
+        samples.append(loop.sample())
     return samples
 
 
-def throughput(samples: list[tuple[float, float]], *, batch: int, new_tokens: int) -> dict[str, Any]:
-    """Metrics of samples of prefill and decode, both in milliseconds."""
-    prefill_ms, decode_ms = ([round(pair[i], 6) for pair in samples] for i in (0, 1))
+def throughput(samples: list[Sample], *, batch: int, new_tokens: int) -> dict[str, Any]:
+    """Metrics of samples: milliseconds of prefill and decode, and rates of their medians."""
+    prefill_ms = [round(sample.prefill_ms, 6) for sample in samples]
+    decode_ms = [round(sample.decode_ms, 6) for sample in samples]
     prefill, decode = statistics.median(prefill_ms), statistics.median(decode_ms)
     metrics: dict[str, Any] = {
         "prefill_ms": prefill_ms,
@@ -38,10 +39,16 @@ def throughput(samples: list[tuple[float, float]], *, batch: int, new_tokens: in
     return metrics
 
 
-def host_times(
-    issued: list[tuple[float, float]], samples: list[tuple[float, float]], new_tokens: int
-) -> dict[str, Any]:
-    """Host milliseconds of a prefill, of a step, and of both phases together; whether issuing them sets the time."""
+def host_times(samples: list[Sample], new_tokens: int) -> dict[str, Any]:
+    """Host milliseconds of a prefill, of a step, and of both phases together; whether issuing them sets the time.
+
+    Empty where samples have none.
+    """
+    issued = [
+        (sample.prefill_host_ms, sample.step_host_ms)
+        for sample in samples
+        if sample.prefill_host_ms is not None and sample.step_host_ms is not None
+    ]
     if not issued:
         return {}
     host_ms = [prefill + new_tokens * step for prefill, step in issued]
@@ -49,5 +56,5 @@ def host_times(
         "prefill_host_ms": [round(prefill, 6) for prefill, _ in issued],
         "step_host_ms": [round(step, 6) for _, step in issued],
         "host_ms": [round(total, 6) for total in host_ms],
-        "launch_bound": is_launch_bound(host_ms, [sum(pair) for pair in samples]),
+        "launch_bound": is_launch_bound(host_ms, [sample.total_ms for sample in samples]),
     }

@@ -107,7 +107,7 @@ def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Predicti
         return replace(plan, unsupported=cost)
     if cost is None:
         return plan
-    calls = MIN_CALLS[trial.direction]
+    calls = MIN_CALLS[trial.device][trial.direction]
     extra_s = _START_S[trial.device]
     if trial.kind == "training":
         calls = trial.protocol["steps"] + 2.0

@@ -10,7 +10,8 @@ work, the figure is the host's: such a timing is marked as launch-bound.
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -35,7 +36,7 @@ class Timing:
     samples_ms: list[float]
     calls_per_sample: int
     warm_up_calls: int
-    """Untimed calls just before the first sample."""
+    """Untimed calls just before the first sample; 0 where earlier passes had to do, see :func:`time_calls`."""
     clock: str
     host_ms: list[float] | None = None
     """Host time to issue one call to an idle device; None where the call is the host's own work."""
@@ -56,32 +57,48 @@ def is_launch_bound(host_ms: Sequence[float], samples_ms: Sequence[float]) -> bo
     return statistics.median(host_ms) >= LAUNCH_BOUND_SHARE * statistics.median(samples_ms)
 
 
-def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: float) -> Timing:
-    """Time ``call`` within about ``budget_s`` seconds, warm-up included; on CUDA a quarter more for the host's time.
+def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: float, warmed_up: bool = False) -> Timing:
+    """Time ``call`` within about ``budget_s`` seconds, warm-up included.
 
     One call at least warms up, and one sample at least is taken, however long they take; there are
     :data:`MIN_SAMPLES` or more where they fit the budget. Caches are warm, see :data:`L2_POLICY`.
+
+    A sample of one call tells the host's time as well. Short calls, of which a sample needs many, are issued a few
+    times more for it, within a quarter of the budget.
+
+    Args:
+        warmed_up: earlier passes ran this very call, with this allocator. Then a first call that outlasts the whole
+            budget is itself the one sample, and ``warm_up_calls`` is 0.
     """
-    clock = _cuda_run_ms if device.type == "cuda" else _cpu_run_ms
     began = time.perf_counter_ns()
-    per_call_ms, warm_up_calls = clock(call, 1), 1
+    first, warm_up_calls = _run(call, 1, device), 1
+    if warmed_up and first.total_ms / 1e3 > budget_s:
+        return _timing([first], 1, device, warm_up_calls=0)
+    per_call_ms = first.total_ms
     while warm_up_calls <= _MORE_WARM_UP_CALLS:
         if _elapsed_s(began) + (1 + MIN_SAMPLES) * per_call_ms / 1e3 > budget_s:
             break
-        per_call_ms = clock(call, 1)
+        per_call_ms = _run(call, 1, device).total_ms
         warm_up_calls += 1
     calls = calls_per_sample(per_call_ms, device.type, budget_s=budget_s)
-    samples_ms: list[float] = []
-    while len(samples_ms) < MAX_SAMPLES:
-        samples_ms.append(clock(call, calls) / calls)
-        if _elapsed_s(began) + samples_ms[-1] * calls / 1e3 > budget_s:
+    runs: list[_Run] = []
+    while len(runs) < MAX_SAMPLES:
+        runs.append(_run(call, calls, device))
+        if _elapsed_s(began) + runs[-1].total_ms / 1e3 > budget_s:
             break
+    timing = _timing(runs, calls, device, warm_up_calls=warm_up_calls)
+    if calls == 1 or device.type == "cpu":
+        return timing
+    return replace(timing, host_ms=issue_times_ms(call, torch.cuda.synchronize, budget_s=budget_s / 4))
+
+
+def _timing(runs: "list[_Run]", calls: int, device: torch.device, *, warm_up_calls: int) -> Timing:
     return Timing(
-        samples_ms=samples_ms,
+        samples_ms=[run.total_ms / calls for run in runs],
         calls_per_sample=calls,
         warm_up_calls=warm_up_calls,
         clock="cuda_events" if device.type == "cuda" else "perf_counter_ns",
-        host_ms=issue_times_ms(call, torch.cuda.synchronize, budget_s=budget_s / 4) if device.type == "cuda" else None,
+        host_ms=[run.issue_ms for run in runs if run.issue_ms is not None] or None,
     )
 
 
@@ -111,26 +128,46 @@ def issue_times_ms(
 
 def time_once_ms(call: Callable[[], object], device: torch.device) -> float:
     """One call by the device's own clock."""
-    return (_cuda_run_ms if device.type == "cuda" else _cpu_run_ms)(call, 1)
+    return _run(call, 1, device).total_ms
+
+
+def time_and_issue_ms(call: Callable[[], object], device: torch.device) -> tuple[float, float | None]:
+    """One call by the device's own clock, and the host's time to issue it to the idle device; None without one."""
+    run = _run(call, 1, device)
+    return run.total_ms, run.issue_ms
 
 
 def _elapsed_s(began_ns: int) -> float:
     return (time.perf_counter_ns() - began_ns) / 1e9
 
 
-def _cpu_run_ms(call: Callable[[], object], calls: int) -> float:
+class _Run(NamedTuple):
+    """Some calls one after another, which find the device idle."""
+
+    total_ms: float
+    issue_ms: float | None
+    """Until the host had issued the last; None where the calls are the host's own work."""
+
+
+def _run(call: Callable[[], object], calls: int, device: torch.device) -> _Run:
+    return (_cuda_run if device.type == "cuda" else _cpu_run)(call, calls)
+
+
+def _cpu_run(call: Callable[[], object], calls: int) -> _Run:
     started = time.perf_counter_ns()
     for _ in range(calls):
         call()
-    return (time.perf_counter_ns() - started) / 1e6
+    return _Run((time.perf_counter_ns() - started) / 1e6, None)
 
 
-def _cuda_run_ms(call: Callable[[], object], calls: int) -> float:
+def _cuda_run(call: Callable[[], object], calls: int) -> _Run:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
+    issuing = time.perf_counter_ns()
     for _ in range(calls):
         call()
+    issue_ms = (time.perf_counter_ns() - issuing) / 1e6
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    return _Run(start.elapsed_time(end), issue_ms)

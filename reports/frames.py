@@ -219,17 +219,17 @@ def scores_frame(training: pd.DataFrame) -> pd.DataFrame:
 
 
 def positions_frame(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a bin of positions of each scored length: bits per token there."""
+    """One row a bin of positions of each scored length: bits per token there, and of how many independent units."""
     keys = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded", "scored_len"]
     rows = [
         {key: score[key] for key in keys}
-        | {key: number(piece.get(key)) for key in ("start", "stop", "value", "low", "high")}
+        | {key: number(piece.get(key)) for key in ("start", "stop", "value", "low", "high", "n")}
         for score in scores.to_dict("records")
         if score["score_status"] == "ok"
         for piece in score["bits_by_position"]
         if isinstance(piece, Mapping)
     ]
-    frame = pd.DataFrame(rows, columns=[*keys, "start", "stop", "value", "low", "high"])
+    frame = pd.DataFrame(rows, columns=[*keys, "start", "stop", "value", "low", "high", "n"])
     return frame.dropna(subset=["start", "stop", "value"]).reset_index(drop=True)
 
 

@@ -33,6 +33,9 @@ BAND = (
     "Lines are means over seeds, hollow marks the seeds; bands reach from the lowest to the highest end of the "
     "seeds' 95 % intervals."
 )
+FEWEST_UNITS = 3
+"""Of an interval that is drawn: Student's t with a single degree of freedom makes of two windows a band of thirteen
+times their spread, which reaches below zero bits."""
 
 
 def task_title(task: str) -> str:
@@ -71,14 +74,16 @@ def positions_figure(positions: pd.DataFrame, styles: Styles | None = None) -> D
     longest = float(positions["scored_len"].max())
     rows = Rows(x="position")
     for (model, start, stop), bins in positions[positions["scored_len"] == longest].groupby(["model", "start", "stop"]):
+        # A mean over seeds is as uncertain as its least known.
+        known = bins["n"].isna().any() or bins["n"].min() >= FEWEST_UNITS
         where = float(np.sqrt(max(float(start), 1.0) * float(stop)))  # type: ignore[arg-type]
         rows.add(
             str(model),
             "measured",
             where,
             bins["value"].mean(),
-            low=bins["low"].min(),
-            high=bins["high"].max(),
+            low=bins["low"].min() if known else np.nan,
+            high=bins["high"].max() if known else np.nan,
             n=len(bins),
             status="ok",
             note=f"positions {start:.0f} to {stop:.0f}",
@@ -96,7 +101,8 @@ def positions_figure(positions: pd.DataFrame, styles: Styles | None = None) -> D
     absent = sorted(set(positions["model"]) - set(data["model"]))
     caption = (
         f"Bits per token by position, at the longest scored length ({style.length(longest)}); a point stands at "
-        f"the geometric middle of its bin; lower is better. {BAND}"
+        f"the geometric middle of its bin; lower is better. {BAND} Where a bin holds fewer than {FEWEST_UNITS} "
+        "windows there is none."
     )
     caption += f" Not scored at this length: {', '.join(absent)}." if absent else ""
     return Drawing(

@@ -3,7 +3,8 @@
 Operators call :func:`observe` once per call. Outside :func:`observing` that does nothing. Inside,
 the kernel's name goes into the record, the operations that PyTorch's FLOP counter cannot see are
 added up, and, where asked for, a slice of the real output is compared with a reference: that is how
-no length is timed before its output is known to be right.
+no length is timed before its output is known to be right. A policy may choose which calls are compared,
+since the reference of a long call takes long, and the like blocks of a model make many alike.
 """
 
 import functools
@@ -17,12 +18,19 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+Policy = Callable[[str, int], bool]
+"""Whether a call is compared with its reference, by its operator and its place among that operator's calls, from 0."""
+
 
 @dataclass(kw_only=True)
 class OpReport:
     """Filled while the operators run."""
 
-    verify: bool
+    verify: bool | Policy
+    calls: dict[str, int] = field(default_factory=dict)
+    """Operator -> how often it ran."""
+    checked_calls: dict[str, int] = field(default_factory=dict)
+    """Operator -> how many of its calls were compared; 0 where each could have been and none was."""
     backends: dict[str, str] = field(default_factory=dict)
     """Operator -> kernel that ran."""
     errors: dict[str, float] = field(default_factory=dict)
@@ -39,8 +47,9 @@ _report: ContextVar[OpReport | None] = ContextVar("seqbench_op_report", default=
 
 
 @contextmanager
-def observing(*, verify: bool = False) -> Iterator[OpReport]:
-    """Collect what the operators report; with ``verify``, check a slice of every call's output."""
+def observing(*, verify: bool | Policy = False) -> Iterator[OpReport]:
+    """Collect what the operators report; with ``verify``, check a slice of every call's output, or of those that a
+    policy chooses."""
     report = OpReport(verify=verify)
     token = _report.set(report)
     try:
@@ -86,10 +95,16 @@ def observe(
     report = _report.get()
     if report is None:
         return
+    index = report.calls.get(op, 0)
+    report.calls[op] = index + 1
     report.backends[op] = backend
     report.forward_flops += forward_flops
     report.backward_flops += backward_flops
-    if report.verify and check is not None:
+    if check is None or not report.verify:
+        return
+    chosen = report.verify is True or report.verify(op, index)
+    report.checked_calls[op] = report.checked_calls.get(op, 0) + chosen
+    if chosen:
         # What a check computes with is checked in turn, but it is not what ran.
         with observing(verify=True) as nested, torch.no_grad():
             nested.errors[op] = check()

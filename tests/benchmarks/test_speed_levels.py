@@ -1,5 +1,6 @@
 """Operators, blocks and ceilings: right before fast, costs that bound from below, plans that need no GPU."""
 
+import itertools
 import math
 import statistics
 import time
@@ -11,12 +12,13 @@ from benchmarks.ceilings import CEILINGS, CHAIN
 from benchmarks.operator_costs import Shape
 from benchmarks.operators import OPERATORS, Draw, dual, dual_error, full_scan, full_scan_error
 from benchmarks.plan import _predicted, predicted_cost
-from benchmarks.speed import run_speed
+from benchmarks.speed import CHECKED_TOKENS, MIN_CHECKED_CALLS, evenly_spread, run_speed
+from benchmarks.speed import verify as verify_speed
 from benchmarks.suite_trials import Selection, expand
 from benchmarks.suites import load_suite
-from benchmarks.workloads import build_workload
+from benchmarks.workloads import Workload, build_workload
 from harness import Trial, Unsupported, WrongOutput
-from models.ops.context import observing
+from models.ops.context import observe, observing
 
 RUNS_ON_CPU = [name for name, operator in OPERATORS.items() if operator.only_on != "cuda"]
 SIZES = {"width": 32, "d_state": 4, "head_dim": 16}
@@ -160,6 +162,59 @@ def test_a_wrong_operator_gets_no_speed(monkeypatch):
     monkeypatch.setattr("benchmarks.operators.relative_error", lambda actual, reference: 0.5)
     with pytest.raises(WrongOutput, match="selective_scan_full"):
         measured(speed_trial("selective_scan_full", "operator"))
+
+
+@pytest.mark.parametrize("total", [1, 2, 5, 6, 7, 24, 48])
+@pytest.mark.parametrize("most", [2, 6, 47])
+def test_checked_calls_are_spread_evenly_from_the_first_to_the_last(total, most):
+    chosen = sorted(evenly_spread(total, most))
+    assert len(chosen) == min(total, most)
+    assert (chosen[0], chosen[-1]) == (0, total - 1)
+    gaps = [b - a for a, b in itertools.pairwise(chosen)]
+    assert max(gaps, default=1) - min(gaps, default=1) <= 1
+
+
+@pytest.mark.parametrize("model", ["mamba-tiny", "mamba2-tiny", "transformer-tiny", "hyena-tiny", "h3-tiny"])
+def test_the_check_runs_the_operators_of_the_timed_call_as_often(model):
+    """Or the last call would not be known."""
+    for direction in ("forward", "train"):
+        workload = build_workload(speed_trial(model, "model", 64, direction=direction))
+        with observing() as timed:
+            workload.call()
+        with observing() as checked:
+            workload.forward()
+        assert timed.calls == checked.calls
+
+
+def test_of_long_models_a_few_blocks_are_checked_and_the_record_says_how_many(monkeypatch):
+    monkeypatch.setattr("benchmarks.speed.MIN_CHECKED_CALLS", 2)
+    monkeypatch.setattr("benchmarks.speed.CHECKED_TOKENS", 96)
+    metrics, _ = measured(speed_trial("s4d-tiny", "model"))
+    (total,) = {count.partition(" of ")[2] for count in metrics["checked_calls"].values()}
+    assert int(total) >= 2
+    assert set(metrics["checked_calls"].values()) == {f"2 of {total}"}
+    monkeypatch.undo()
+    assert set(measured(speed_trial("s4d-tiny", "model"))[0]["checked_calls"].values()) == {f"{total} of {total}"}
+    assert MIN_CHECKED_CALLS * 2**15 < CHECKED_TOKENS  # up to 32K every block of 48 and more is
+
+
+@pytest.mark.parametrize(("wrong", "seen"), [(0, True), (11, True), (1, False)])
+def test_a_wrong_first_or_last_block_is_seen_at_any_length(wrong, seen, monkeypatch):
+    monkeypatch.setattr("benchmarks.speed.CHECKED_TOKENS", 1)
+    trial = speed_trial("mamba-tiny", "model")
+
+    def twelve_blocks() -> None:
+        for block in range(12):
+            observe("mixer", "kernel", check=lambda block=block: 0.5 * (block == wrong))
+
+    workload = Workload(call=twelve_blocks, forward=twelve_blocks)
+    if not seen:
+        assert verify_speed(trial, workload, {"mixer": 12}).checked_calls == {"mixer": MIN_CHECKED_CALLS}
+        with pytest.raises(WrongOutput, match="mixer"):
+            verify_speed(trial, workload)  # of operators whose calls nobody counted every one is checked
+        return
+    with pytest.raises(WrongOutput, match="mixer"):
+        verify_speed(trial, workload, {"mixer": 12})
 
 
 def test_phases_account_for_the_time_of_a_trial():

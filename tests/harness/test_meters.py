@@ -99,6 +99,39 @@ def test_samples_stay_within_the_budget_and_are_flagged_when_few():
     assert not fast.few_samples
 
 
+@pytest.mark.parametrize(("sleep_s", "warmed_up", "calls", "warm_up_calls"), [
+    (0.03, True, 1, 0),  # outlasts the budget, and was warmed up before: the call itself is the sample
+    (0.03, False, 2, 1),
+    (0.001, True, None, 3),  # a short one is warmed up again
+])  # fmt: skip
+def test_a_call_that_outlasts_the_budget_is_its_own_sample_if_it_ran_before(sleep_s, warmed_up, calls, warm_up_calls):
+    made = []
+
+    def call() -> None:
+        made.append(1)
+        time.sleep(sleep_s)
+
+    timing = time_calls(call, CPU, budget_s=0.02, warmed_up=warmed_up)
+    assert timing.warm_up_calls == warm_up_calls
+    assert len(timing.samples_ms) >= 1 and min(timing.samples_ms) >= 1e3 * sleep_s
+    assert calls is None or len(made) == calls
+    assert timing.host_ms is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU is its own host")
+def test_a_sample_of_one_call_tells_the_hosts_time():
+    a = torch.randn(4096, 4096, device="cuda")
+
+    def call() -> None:
+        for _ in range(20):
+            a @ a
+
+    timing = time_calls(call, torch.device("cuda"), budget_s=0.0, warmed_up=True)
+    assert timing.warm_up_calls == 0 and timing.calls_per_sample == 1
+    assert timing.host_ms is not None and len(timing.host_ms) == len(timing.samples_ms) == 1
+    assert 0 < timing.host_ms[0] < timing.samples_ms[0]
+
+
 def test_one_sample_is_taken_however_small_the_budget():
     timing = time_calls(lambda: time.sleep(0.01), CPU, budget_s=0.0)
     assert len(timing.samples_ms) == 1

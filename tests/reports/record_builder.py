@@ -255,13 +255,7 @@ def _modality(rng: np.random.Generator, model: str, task: str, base: float) -> R
                     {
                         "start": start,
                         "stop": stop,
-                        **{
-                            key: value
-                            for key, value in bits(
-                                level + 0.6 / (1 + index) + 0.004 * rng.standard_normal(), 0.02
-                            ).items()
-                            if key != "n"
-                        },
+                        **bits(level + 0.6 / (1 + index) + 0.004 * rng.standard_normal(), 0.02, n=8),
                     }
                     for index, (start, stop) in enumerate(pairwise(edges))
                 ],

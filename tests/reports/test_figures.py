@@ -13,7 +13,7 @@ import record_builder as builder
 
 from reports import frames, style
 from reports.drawing import Drawing
-from reports.figures import all_figures, bits_figure, memory_figure, speedup_figure, time_figure
+from reports.figures import all_figures, bits_figure, memory_figure, positions_figure, speedup_figure, time_figure
 from reports.page import Section
 
 
@@ -156,6 +156,19 @@ def test_seeds_are_shown_beside_their_mean() -> None:
     measured = data[data["mark"] == "measured"].iloc[0]
     assert (measured["value"], measured["low"], measured["high"]) == pytest.approx((1.9, 1.79, 2.01))
     assert sorted(data.loc[data["mark"] == "seed", "value"]) == pytest.approx([1.8, 1.9, 2.0])
+
+
+@pytest.mark.parametrize(("windows", "banded"), [(2, False), (3, True)])
+def test_a_bin_of_too_few_windows_has_no_band(windows: int, banded: bool) -> None:
+    bins = [{"start": 0, "stop": 64, **builder.bits(1.9, 2.5, n=windows)}]
+    score = {"seq_len": 64, "status": "ok", "bits_per_token": builder.bits(1.9), "bits_by_position": bins}
+    records = [builder.training("a", "dna", 0, scores=[score])]
+    scores = frames.scores_frame(frames.training_frame(frames.trials_frame(records)))
+    drawing = positions_figure(frames.positions_frame(scores))
+    assert drawing is not None
+    measured = drawing.data[drawing.data["mark"] == "measured"].iloc[0]
+    assert measured["value"] == pytest.approx(1.9)
+    assert math.isfinite(measured["low"]) == math.isfinite(measured["high"]) == banded
 
 
 def test_looks_are_fixed_by_the_family() -> None:
