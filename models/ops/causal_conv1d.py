@@ -102,7 +102,7 @@ class _FakeCausalConv1d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_BEL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_BEL, weight_EW, bias_E = ctx.saved_tensors
-        if 1 not in dy_BEL.stride()[1:]:
-            dy_BEL = dy_BEL.contiguous()
+        if dy_BEL.stride(1) != 1:  # channels must lie together here too
+            dy_BEL = dy_BEL.transpose(1, 2).contiguous().transpose(1, 2)
         wide = [torch.zeros_like(t, dtype=torch.float32).to(t.dtype) for t in (weight_EW, bias_E)]
         return torch.empty_like(x_BEL), wide[0], wide[1]
