@@ -56,7 +56,10 @@ def run_in_child(target: str, warm_up: str | None, pipe: Connection) -> None:
     if warm_up is not None:
         find_function(warm_up)()
         pipe.send(("ready", {}))
-    payload, limits, stderr_path = pipe.recv()
+    try:
+        payload, limits, stderr_path = pipe.recv()
+    except (EOFError, OSError):  # the run is over, or was ended
+        return
     stderr_fd = os.open(stderr_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stderr_fd, 1)
     os.dup2(stderr_fd, 2)

@@ -23,6 +23,8 @@ Environments = Mapping[str, Mapping[str, Any]]
 VOLATILE = frozenset({"commit", "dirty", "clocks", "date", "started_at", "created_at", "env_id"})
 # Which of a machine's like GPUs it was, how much memory the host has besides, and a package that measures nothing.
 VOLATILE |= {"flags.variables.CUDA_VISIBLE_DEVICES", "cpu.memory_bytes", "packages.lm-eval"}
+# One of the host's threads issues a GPU's work, however many there are; a record's backend names them.
+VOLATILE_ON = {"cuda": frozenset({"threads"})}
 # mode: a constant batch, or a constant number of tokens a batch; scale: an operator's shapes, or a model's size.
 SPEED_GROUP = ["section", "level", "direction", "dtype", "mode", "scale", "variant"]
 BATCH_GROUP = ["section", "scale", "seq_len", "dtype", "variant"]
@@ -85,15 +87,16 @@ def interval(value: Any, name: str) -> dict[str, float]:
 
 def section_key(environment: Mapping[str, Any], env_id: str, device: str) -> str:
     """What must be equal for two trials' figures to be compared: environment, less what is volatile, and device."""
-    return json.dumps([_stable(environment) or env_id, device], sort_keys=True, default=str)
+    stable = _stable(environment, VOLATILE | VOLATILE_ON.get(device, frozenset()))
+    return json.dumps([stable or env_id, device], sort_keys=True, default=str)
 
 
-def _stable(environment: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+def _stable(environment: Mapping[str, Any], volatile: frozenset[str], within: str = "") -> dict[str, Any]:
     """What is not volatile, at any depth."""
     return {
-        key: _stable(value, f"{within}{key}.") if isinstance(value, Mapping) else value
+        key: _stable(value, volatile, f"{within}{key}.") if isinstance(value, Mapping) else value
         for key, value in environment.items()
-        if within + key not in VOLATILE
+        if within + key not in volatile
     }
 
 

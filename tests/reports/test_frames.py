@@ -79,6 +79,13 @@ def test_which_gpu_of_a_machine_it_was_makes_no_section() -> None:
     assert len(sections_of(records, {"env-a": on("0", "1"), "env-b": on("0", "2")})) == 2
 
 
+def test_how_many_host_threads_there_were_makes_a_section_of_a_cpus_trials_alone() -> None:
+    environments = {name: {"machine": "m", "threads": index} for index, name in enumerate(("env-a", "env-b"))}
+    for device, expected in (("cuda", 1), ("cpu", 2)):
+        records = [builder.speed("a", 1024, latency=[1.0], env_id=name, device=device) for name in environments]
+        assert len(sections_of(records, environments)) == expected
+
+
 def test_alike_names_of_different_environments_are_told_apart() -> None:
     records = [builder.speed("a", 1024, latency=[1.0], env_id=name) for name in ("env-a", "env-b")]
     environments = {name: {"machine": "m", "threads": index} for index, name in enumerate(("env-a", "env-b"))}
