@@ -11,7 +11,7 @@ from benchmarks.generation import predicted_generation
 from benchmarks.plan import predicted_cost
 from harness import Trial
 
-RECORDS = Path(__file__).parents[2] / "results/h200/speed/records.jsonl"
+RECORDS = Path(__file__).parents[2] / "results/partial/h200-speed/records.jsonl"
 LARGE = 64 * 2**20
 """Below it, libraries' own buffers and blocks that are not split off show."""
 
