@@ -6,7 +6,7 @@ A and B are records of `seqbench eval`, of one model each; --models picks two mo
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from harness.paired import Difference, McNemar, mcnemar, paired_difference
 from harness.records import RECORDS_FILE, read_records
 
 _OUTCOMES = ("acc", "acc_norm")
+NATS = "nats_of_right_answer"
+"""Negative log-likelihood of an item's right answer: tells models apart that answer at chance."""
 METHOD = (
     "Difference: A minus B, with a 95 % percentile interval of 10,000 paired bootstrap resamples of the items. p: "
     "McNemar's exact two-sided binomial test on the items that one model alone answers rightly; mid-p gives half the "
@@ -49,7 +51,7 @@ class Comparison:
     b: float
     difference: Difference
     test: McNemar | None
-    """None for perplexity."""
+    """None for perplexity and nats."""
 
 
 def read_evaluations(path: Path, model: str | None = None) -> dict[str, Evaluation]:
@@ -109,20 +111,19 @@ def compare(a: Evaluation, b: Evaluation) -> list[Comparison]:
                     difference=paired_difference(right_a, right_b), test=mcnemar(right_a, right_b),
                 )
             )  # fmt: skip
+    nats_a, nats_b = ([-float(item["loglikelihood"][item["gold"]]) for item in side.items] for side in (a, b))
+    statistics: dict[str, Callable[[Any], Any] | None] = {NATS: None}
     if all(len(item["loglikelihood"]) == 1 for item in a.items):
-        nats_a, nats_b = ([float(item["loglikelihood"][0]) for item in side.items] for side in (a, b))
+        statistics = {"perplexity": np.exp} | statistics
+    for metric, statistic in statistics.items():
+        means = [float((statistic or float)(np.mean(nats))) for nats in (nats_a, nats_b)]
         found.append(
             Comparison(
-                task=a.task, metric="perplexity", a=float(_perplexity(np.mean(nats_a))),
-                b=float(_perplexity(np.mean(nats_b))),
-                difference=paired_difference(nats_a, nats_b, statistic=_perplexity), test=None,
+                task=a.task, metric=metric, a=means[0], b=means[1],
+                difference=paired_difference(nats_a, nats_b, statistic=statistic), test=None,
             )
         )  # fmt: skip
     return found
-
-
-def _perplexity(mean_nats: Any) -> Any:
-    return np.exp(-mean_nats)
 
 
 def _check_same_items(a: Evaluation, b: Evaluation) -> None:

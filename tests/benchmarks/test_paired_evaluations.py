@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from benchmarks.evaluation.paired import ComparisonError, compare, compare_records, main, read_evaluations
+from benchmarks.evaluation.paired import NATS, ComparisonError, compare, compare_records, main, read_evaluations
 
 
 def write_evaluation(
@@ -58,13 +58,16 @@ def test_every_metric_of_every_task_in_both_is_compared(folder: Path):
     a, b, found = compare_records(folder, folder, ["one", "other"])
     assert (a, b) == ("one", "other")
     assert [(c.task, c.metric) for c in found] == [
-        ("piqa", "acc"), ("piqa", "acc_norm"), ("lambada_openai", "acc"), ("lambada_openai", "perplexity"),
+        ("piqa", "acc"), ("piqa", "acc_norm"), ("piqa", NATS),
+        ("lambada_openai", "acc"), ("lambada_openai", "perplexity"), ("lambada_openai", NATS),
     ]  # fmt: skip
-    acc, acc_norm, _, perplexity = found
+    acc, acc_norm, answer, _, perplexity, word = found
     assert acc.test is not None and (acc.test.only_a, acc.test.only_b) == (12, 2)
     assert acc.test.p == pytest.approx(binomtest(2, 14, 0.5).pvalue)
     assert acc.difference.value == pytest.approx(10 / 40) and acc.difference.low > 0
     assert acc_norm.difference.value == 0 and acc_norm.test is not None and acc_norm.test.p == 1
+    assert (answer.a, answer.b, answer.difference.value) == (1.0, 1.0, 0.0), "the right answer's, not the likeliest's"
+    assert (word.a, word.b) == (pytest.approx(7.5 / 4), pytest.approx(9.5 / 4))
     assert perplexity.test is None and perplexity.difference.high < 0
     assert perplexity.a == pytest.approx(math.exp(7.5 / 4)) and perplexity.b == pytest.approx(math.exp(9.5 / 4))
     assert perplexity.difference.value == pytest.approx(perplexity.a - perplexity.b)
