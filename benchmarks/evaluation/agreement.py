@@ -11,9 +11,10 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         repeats=arguments.repeats,
     )
     rows: list[Row] = []
+    # Before the CSV is written: a file of the checkout that has changed makes it a dirty one.
+    _, environment = fingerprint(Path.cwd(), device=arguments.device, num_threads=torch.get_num_threads())
     try:
         tasks = load_tasks(arguments.tasks.split(","), data_root=arguments.data)
         with tempfile.TemporaryDirectory() as scratch:
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for row in compare(subject, tasks, settings):
                     rows.append(row)
                     print(f"{row.model} {row.task}: {'agrees' if row.agrees else 'DIFFERS'}", file=sys.stderr)
-                write(out, rows, arguments.device)
+                write(out, rows, environment)
     except (CheckpointError, TaskError) as error:
         print(f"agreement: {error}", file=sys.stderr)
         return 2
@@ -140,12 +143,11 @@ def right_answers(tasks: Sequence[LocalTask]) -> list[str]:
     return texts
 
 
-def write(out: Path, rows: Sequence[Row], device: str) -> None:
+def write(out: Path, rows: Sequence[Row], environment: Mapping[str, Any]) -> None:
     """The CSV, and the machine in a JSON file beside it."""
     columns = [*(field.name for field in fields(Row)), "agrees"]
     cells = ({**vars(row), "agrees": "yes" if row.agrees else "no"} for row in rows)
     write_csv(cells, columns, out)
-    _, environment = fingerprint(Path.cwd(), device=device, num_threads=torch.get_num_threads())
     out.with_name(out.stem + "_env.json").write_text(json.dumps(environment, indent=1, sort_keys=True) + "\n")
 
 
