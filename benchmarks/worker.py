@@ -37,7 +37,10 @@ _KINDS: dict[str, Measure] = {
 
 
 def start_cuda() -> None:
-    """What a trial's process on a GPU does before it knows its trial: nothing that a trial could see."""
+    """What a trial's process on a GPU does before it knows its trial.
+
+    Beside the trial that runs it holds a context's memory on the device, and nothing else that could be seen.
+    """
     if torch.cuda.is_available():
         load_libraries(torch.device("cuda"))
 

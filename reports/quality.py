@@ -117,7 +117,7 @@ def losses_figure(losses: pd.DataFrame, styles: Styles | None = None) -> Drawing
 
 
 def validation_figure(validation: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:
-    """Validation accuracy of the probes against step, as :func:`losses_figure`; None where none was logged."""
+    """Accuracy on the validation split against step, as :func:`losses_figure`; None where none was logged."""
     caption = "Accuracy on the validation split at the training length as training goes on, one line a seed."
     title = "Accuracy on the validation split as training goes on"
     return _logged_figure(validation, "accuracy", "validation", title, "Accuracy", caption, styles)
