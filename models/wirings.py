@@ -124,8 +124,9 @@ class H3(Wiring):
 
     def _split(self, projected: Tensor, conv: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """q ``(…, E)`` and what the mixer reads, k v ``(…, E)``."""
-        convolved = conv(projected[..., : self.num_convolved])
-        k, q, v = torch.cat([convolved, projected[..., self.num_convolved :]], dim=-1).chunk(3, dim=-1)
+        parts = [*conv(projected[..., : self.num_convolved]).split(self.d_inner, dim=-1)]
+        parts += projected.split(self.d_inner, dim=-1)[len(parts) :]
+        k, q, v = parts
         return q, k * v
 
     def forward(self, x_BLD: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ P sampled places.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from models.ops.context import observe, relative_error
 
@@ -43,23 +45,56 @@ def causal_conv(x_BDL: Tensor, kernel_DL: Tensor) -> Tensor:
         kernel_DL: float32 or float64.
 
     Returns:
-        ``(B, D, L)`` in the dtype of ``x``.
+        ``(B, D, L)`` in the dtype of ``x``. Differentiable once.
     """
     B, D, L = x_BDL.shape
-    n = fast_fft_len(2 * L)
-    wide = torch.promote_types(x_BDL.dtype, torch.float32)
-    spectrum_BDF = torch.fft.rfft(x_BDL.to(wide), n=n) * torch.fft.rfft(kernel_DL.to(wide), n=n)
-    y_BDL = torch.fft.irfft(spectrum_BDF, n=n)[..., :L].to(x_BDL.dtype)
+    y_BDL = _CausalConv.apply(x_BDL, kernel_DL)
     flops = B * fft_conv_flops(L, D)
     observe(
         "fft_conv",
         "torch-fft",
         forward_flops=flops,
-        # Each of the two gradients is a product and an inverse transform of its own.
-        backward_flops=5 / 3 * flops,
+        backward_flops=flops,  # one transform of dy and one back to each gradient
         check=lambda: _conv_error(x_BDL, kernel_DL, y_BDL),
     )
     return y_BDL
+
+
+class _CausalConv(torch.autograd.Function):
+    """PyTorch's own gradient of a real transform is a complex one of the whole length, and the kernel's is transformed
+    back for each sequence: together three times these."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BDL: Tensor, kernel_DL: Tensor) -> Tensor:
+        ctx.fft_len = fast_fft_len(2 * x_BDL.shape[-1])
+        ctx.wide = torch.promote_types(x_BDL.dtype, torch.float32)
+        ctx.dtypes = x_BDL.dtype, kernel_DL.dtype
+        x_BDF, kernel_DF = (torch.fft.rfft(t.to(ctx.wide), n=ctx.fft_len) for t in (x_BDL, kernel_DL))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x_BDF, kernel_DF)
+            y_BDF = x_BDF * kernel_DF
+        else:
+            y_BDF = x_BDF.mul_(kernel_DF)
+        del x_BDF, kernel_DF  # what is not kept is gone before the transform back, where memory peaks
+        return _back(y_BDF, ctx.fft_len, x_BDL.shape[-1], x_BDL.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BDL: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_BDF, kernel_DF = ctx.saved_tensors
+        (x_dtype, kernel_dtype), (x_wanted, kernel_wanted) = ctx.dtypes, ctx.needs_input_grad
+        length, dx_BDL, dkernel_DL = dy_BDL.shape[-1], None, None
+        dy_BDF = torch.fft.rfft(dy_BDL.to(ctx.wide), n=ctx.fft_len)
+        if kernel_wanted:
+            dkernel_DF = (dy_BDF * x_BDF.conj()).sum(0)
+            dkernel_DL = _back(dkernel_DF, ctx.fft_len, length, kernel_dtype)
+        if x_wanted:
+            dx_BDL = _back(dy_BDF.mul_(kernel_DF.conj()), ctx.fft_len, length, x_dtype)
+        return dx_BDL, dkernel_DL
+
+
+def _back(spectrum: Tensor, fft_len: int, length: int, dtype: torch.dtype) -> Tensor:
+    return torch.fft.irfft(spectrum, n=fft_len)[..., :length].to(dtype)
 
 
 def _conv_error(x_BDL: Tensor, kernel_DL: Tensor, y_BDL: Tensor) -> float:

@@ -115,6 +115,23 @@ def test_fft_convolution_agrees_with_the_direct_one(seq_len):
     assert torch.allclose(causal_conv(x, kernel), direct, atol=1e-9)
 
 
+@pytest.mark.parametrize("seq_len", [1, 7, 50])
+def test_fft_convolution_has_the_gradients_of_finite_differences(seq_len):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, seq_len, generator=generator, dtype=torch.float64).requires_grad_()
+    kernel = torch.randn(3, seq_len, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(causal_conv, (x, kernel))
+
+
+def test_fft_convolution_makes_no_gradient_that_nobody_asks_for():
+    x, kernel = torch.randn(2, 3, 9), torch.randn(3, 9)
+    for wanted, other in ((x, kernel), (kernel, x)):
+        wanted.requires_grad_(), other.requires_grad_(False)
+        causal_conv(x, kernel).sum().backward()
+        assert wanted.grad is not None and other.grad is None
+        wanted.grad = None
+
+
 def test_fft_lengths_are_even_smooth_and_no_shorter():
     for minimum in [*range(1, 300), 1000, 2**20 - 1, 2**21, 3_000_001]:
         n = fast_fft_len(minimum)
