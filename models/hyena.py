@@ -89,7 +89,8 @@ class Hyena(Mixer):
         else:
             fastest = math.log(self.max_period / self.shortest_window)
             rates_D = torch.linspace(fastest, math.log(1 / SLOW), self.width, device=device, dtype=wide).exp()
-        return values_LD.T * torch.exp(math.log(TARGET) / self.max_period * rates_D[:, None] * t_L)
+        # Transposed at the end: one operand in the other's layout would be read a line of the cache a value.
+        return (values_LD * torch.exp(math.log(TARGET) / self.max_period * rates_D * t_L[:, None])).T
 
     def _skip(self, y: Tensor, x: Tensor) -> Tensor:
         return y + self.D_skip.to(x.dtype) * x

@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from models.ops.context import observe, relative_error
 
 _NUM_CHECKED = 8
+_PIECE = 2**15
+"""Positions that are turned from channels last to channels first, or back, at a time."""
 
 
 def fast_fft_len(minimum: int) -> int:
@@ -62,39 +64,61 @@ def causal_conv(x_BDL: Tensor, kernel_DL: Tensor) -> Tensor:
 
 class _CausalConv(torch.autograd.Function):
     """PyTorch's own gradient of a real transform is a complex one of the whole length, and the kernel's is transformed
-    back for each sequence: together three times these."""
+    back for each sequence: together three times these. The output lies in memory as x does."""
 
     @staticmethod
     def forward(ctx: Any, x_BDL: Tensor, kernel_DL: Tensor) -> Tensor:
-        ctx.fft_len = fast_fft_len(2 * x_BDL.shape[-1])
-        ctx.wide = torch.promote_types(x_BDL.dtype, torch.float32)
-        ctx.dtypes = x_BDL.dtype, kernel_DL.dtype
-        x_BDF, kernel_DF = (torch.fft.rfft(t.to(ctx.wide), n=ctx.fft_len) for t in (x_BDL, kernel_DL))
+        ctx.wide, ctx.fft_len = torch.promote_types(x_BDL.dtype, torch.float32), fast_fft_len(2 * x_BDL.shape[-1])
+        ctx.kernel_dtype = kernel_DL.dtype
+        x_BDF, kernel_DF = (torch.fft.rfft(_padded(t, ctx.fft_len, ctx.wide)) for t in (x_BDL, kernel_DL))
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x_BDF, kernel_DF)
             y_BDF = x_BDF * kernel_DF
         else:
             y_BDF = x_BDF.mul_(kernel_DF)
         del x_BDF, kernel_DF  # what is not kept is gone before the transform back, where memory peaks
-        return _back(y_BDF, ctx.fft_len, x_BDL.shape[-1], x_BDL.dtype)
+        return _transformed_back(y_BDF, ctx.fft_len, like=x_BDL)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BDL: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_BDF, kernel_DF = ctx.saved_tensors
-        (x_dtype, kernel_dtype), (x_wanted, kernel_wanted) = ctx.dtypes, ctx.needs_input_grad
-        length, dx_BDL, dkernel_DL = dy_BDL.shape[-1], None, None
-        dy_BDF = torch.fft.rfft(dy_BDL.to(ctx.wide), n=ctx.fft_len)
+        x_wanted, kernel_wanted = ctx.needs_input_grad
+        dx_BDL = dkernel_DL = None
+        dy_BDF = torch.fft.rfft(_padded(dy_BDL, ctx.fft_len, ctx.wide))
         if kernel_wanted:
-            dkernel_DF = (dy_BDF * x_BDF.conj()).sum(0)
-            dkernel_DL = _back(dkernel_DF, ctx.fft_len, length, kernel_dtype)
+            products_BDF = x_BDF.conj_physical().mul_(dy_BDF)
+            dkernel_DF = products_BDF.sum(0) if len(products_BDF) > 1 else products_BDF[0]
+            del products_BDF
+            dkernel_DL = _transformed_back(dkernel_DF, ctx.fft_len, like=dy_BDL[0], dtype=ctx.kernel_dtype)
+            del dkernel_DF
         if x_wanted:
-            dx_BDL = _back(dy_BDF.mul_(kernel_DF.conj()), ctx.fft_len, length, x_dtype)
+            dy_BDF.mul_(kernel_DF.conj_physical())
+            dx_BDL = _transformed_back(dy_BDF, ctx.fft_len, like=dy_BDL)
         return dx_BDL, dkernel_DL
 
 
-def _back(spectrum: Tensor, fft_len: int, length: int, dtype: torch.dtype) -> Tensor:
-    return torch.fft.irfft(spectrum, n=fft_len)[..., :length].to(dtype)
+def _padded(tensor: Tensor, fft_len: int, dtype: torch.dtype) -> Tensor:
+    """``(…, fft_len)``, dense, with zeros behind."""
+    length = tensor.shape[-1]
+    padded = tensor.new_empty(*tensor.shape[:-1], fft_len, dtype=dtype)
+    padded[..., length:].zero_()
+    _copy(tensor, padded[..., :length])
+    return padded
+
+
+def _transformed_back(spectrum: Tensor, fft_len: int, *, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    whole = torch.fft.irfft(spectrum, n=fft_len)
+    out = torch.empty_like(like, dtype=dtype or like.dtype)
+    _copy(whole[..., : like.shape[-1]], out)
+    return out
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """A piece of time after another, where one of the two has its channels side by side: a whole row of a million
+    would have left the cache before the next channel asks for the same lines, which costs five times as long."""
+    for start in range(0, source.shape[-1], _PIECE):
+        target[..., start : start + _PIECE].copy_(source[..., start : start + _PIECE])
 
 
 def _conv_error(x_BDL: Tensor, kernel_DL: Tensor, y_BDL: Tensor) -> float:
