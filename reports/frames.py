@@ -23,8 +23,8 @@ Environments = Mapping[str, Mapping[str, Any]]
 VOLATILE = frozenset({"commit", "dirty", "clocks", "date", "started_at", "created_at", "env_id"})
 # Which of a machine's like GPUs it was, how much memory the host has besides, and a package that measures nothing.
 VOLATILE |= {"flags.variables.CUDA_VISIBLE_DEVICES", "cpu.memory_bytes", "packages.lm-eval"}
-# One of the host's threads issues a GPU's work, however many there are; a record's backend names them.
-VOLATILE_ON = {"cuda": frozenset({"threads"})}
+# One of the host's threads issues a GPU's work, however many threads and cores there are; a record's backend names them.
+VOLATILE_ON = {"cuda": frozenset({"threads", "cpu.cores", "flags.variables.OMP_NUM_THREADS"})}
 # mode: a constant batch, or a constant number of tokens a batch; scale: an operator's shapes, or a model's size.
 SPEED_GROUP = ["section", "level", "direction", "dtype", "mode", "scale", "variant"]
 BATCH_GROUP = ["section", "scale", "seq_len", "dtype", "variant"]

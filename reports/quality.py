@@ -155,8 +155,8 @@ def _logged_figure(
         if column == "accuracy":
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        else:
-            axes.set_ylim(bottom=min(0.0, float(rows[column].min())))
+        elif (low := float(rows[column].min())) < rows[column].max() / 2:
+            axes.set_ylim(bottom=min(0.0, low))  # else the curves would lie flat at the top
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         drawn.append(rows.assign(mark=column, status="ok"))

@@ -80,7 +80,11 @@ def test_which_gpu_of_a_machine_it_was_makes_no_section() -> None:
 
 
 def test_how_many_host_threads_there_were_makes_a_section_of_a_cpus_trials_alone() -> None:
-    environments = {name: {"machine": "m", "threads": index} for index, name in enumerate(("env-a", "env-b"))}
+    def on(threads: int) -> dict[str, object]:
+        variables = {"OMP_NUM_THREADS": str(threads)}
+        return {"machine": "m", "threads": threads, "cpu": {"cores": threads}, "flags": {"variables": variables}}
+
+    environments = {"env-a": on(16), "env-b": on(32)}
     for device, expected in (("cuda", 1), ("cpu", 2)):
         records = [builder.speed("a", 1024, latency=[1.0], env_id=name, device=device) for name in environments]
         assert len(sections_of(records, environments)) == expected
