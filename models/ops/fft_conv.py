@@ -32,10 +32,10 @@ def fast_fft_len(minimum: int) -> int:
     return best
 
 
-def fft_conv_flops(seq_len: int, channels: int) -> float:
-    """Forward operations of one sequence: three real transforms (2.5 n log2 n each) and a product."""
+def fft_conv_flops(seq_len: int, channels: int, *, products: int = 1) -> float:
+    """Operations of one sequence: three real transforms (2.5 n log2 n each), and a product of spectra forward."""
     n = fast_fft_len(2 * seq_len)
-    return channels * (3 * 2.5 * n * math.log2(n) + 6 * (n / 2 + 1))
+    return channels * (3 * 2.5 * n * math.log2(n) + products * 6 * (n / 2 + 1))
 
 
 def causal_conv(x_BDL: Tensor, kernel_DL: Tensor) -> Tensor:
@@ -51,12 +51,12 @@ def causal_conv(x_BDL: Tensor, kernel_DL: Tensor) -> Tensor:
     """
     B, D, L = x_BDL.shape
     y_BDL = _CausalConv.apply(x_BDL, kernel_DL)
-    flops = B * fft_conv_flops(L, D)
     observe(
         "fft_conv",
         "torch-fft",
-        forward_flops=flops,
-        backward_flops=flops,  # one transform of dy and one back to each gradient
+        forward_flops=B * fft_conv_flops(L, D),
+        # One transform of dy, then a product and a transform back to each gradient.
+        backward_flops=B * fft_conv_flops(L, D, products=2),
         check=lambda: _conv_error(x_BDL, kernel_DL, y_BDL),
     )
     return y_BDL
