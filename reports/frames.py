@@ -23,8 +23,10 @@ Environments = Mapping[str, Mapping[str, Any]]
 VOLATILE = frozenset({"commit", "dirty", "clocks", "date", "started_at", "created_at", "env_id"})
 # Which of a machine's like GPUs it was, how much memory the host has besides, and a package that measures nothing.
 VOLATILE |= {"flags.variables.CUDA_VISIBLE_DEVICES", "cpu.memory_bytes", "packages.lm-eval"}
-# One of the host's threads issues a GPU's work, however many threads and cores there are; a record's backend names them.
+# One of the host's threads issues a GPU's work, whatever threads and cores there are; a record's backend names them.
 VOLATILE_ON = {"cuda": frozenset({"threads", "cpu.cores", "flags.variables.OMP_NUM_THREADS"})}
+UNFINISHED = "CutShort"
+"""The error of a trial that the end of its run cut: that says nothing of the trial, and the same command goes on."""
 # mode: a constant batch, or a constant number of tokens a batch; scale: an operator's shapes, or a model's size.
 SPEED_GROUP = ["section", "level", "direction", "dtype", "mode", "scale", "variant"]
 BATCH_GROUP = ["section", "scale", "seq_len", "dtype", "variant"]
@@ -137,11 +139,12 @@ def trials_frame(records: Iterable[Record], environments: Environments | None = 
 
 
 def speed_frame(trials: pd.DataFrame) -> pd.DataFrame:
-    """The speed trials but the ceilings, with the memory that is compared.
+    """The speed trials but the ceilings and those :data:`UNFINISHED`, with the memory that is compared.
 
     That is the allocator's peak where every trial of a group has it, else the RSS above the baseline.
     """
-    frame = trials[(trials["kind"] == "speed") & (trials["level"] != "ceiling")].copy()
+    wanted = (trials["kind"] == "speed") & (trials["level"] != "ceiling") & (trials["error_type"] != UNFINISHED)
+    frame = trials[wanted].copy()
     frame["memory_bytes"], frame["memory_basis"] = np.nan, None
     frame["memory_basis"] = frame["memory_basis"].astype(object)
     for _, rows in frame.groupby(SPEED_GROUP, dropna=False):
@@ -162,7 +165,7 @@ def ceilings_frame(trials: pd.DataFrame) -> pd.DataFrame:
 
 def generation_frame(trials: pd.DataFrame) -> pd.DataFrame:
     """The generation trials; `points_batch` is the batch of the figures, of a search the largest that fits."""
-    frame = trials[trials["kind"] == "generation"].copy()
+    frame = trials[(trials["kind"] == "generation") & (trials["error_type"] != UNFINISHED)].copy()
     frame["points_batch"] = frame["batch"].where(frame["batch"] > 0, frame["largest_batch"])
     return frame.reset_index(drop=True)
 

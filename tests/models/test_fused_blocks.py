@@ -29,7 +29,7 @@ from models.s4d import S4D
 from models.s6 import S6
 from models.wirings import Mamba
 
-RECORDS = Path(__file__).parents[2] / "results/partial/h200-speed/records.jsonl"
+RECORDS = Path(__file__).parents[2] / "results/h200/speed/records.jsonl"
 MIXERS: dict[str, Callable[[], Mixer]] = {
     "mamba": lambda: Mamba(32, S6(64, d_state=8, dt_rank=3), d_inner=64),
     "mamba2": lambda: Mamba2(32, d_state=16, head_dim=16),

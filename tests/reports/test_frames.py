@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import record_builder as builder
 
+from harness import CutShort
 from reports import frames
 from reports.page import sections_of
 
@@ -20,6 +21,14 @@ def test_what_was_not_measured_is_never_a_number() -> None:
         assert math.isnan(row[name]), name
     speed = frames.speed_frame(frame)
     assert speed["memory_bytes"].isna().all()
+
+
+def test_a_trial_that_the_end_of_its_run_cut_is_no_time_out_of_a_figure() -> None:
+    records = [builder.speed("a", length, "timeout", message="over") for length in (1024, 2048)]
+    records[0]["error"]["type"] = CutShort.__name__
+    trials = frames.trials_frame(records)
+    assert set(trials["seq_len"]) == {1024, 2048}
+    assert set(frames.speed_frame(trials)["seq_len"]) == {2048}
 
 
 @pytest.mark.parametrize("value", [None, True, "12", float("nan"), float("inf"), {}])
