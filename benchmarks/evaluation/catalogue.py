@@ -98,10 +98,11 @@ def canonical_name(name: str) -> str:
     """A task's name here. Raises :class:`TaskError` with near misses for one that is not known."""
     found = ALIASES.get(name, name)
     if found not in ZERO_SHOT:
-        near = difflib.get_close_matches(name, [*ZERO_SHOT, *ALIASES, *GROUPS], n=3)
-        guess = f"did you mean {', '.join(near)}? " if near else ""
+        known = [*ZERO_SHOT, *ALIASES, *GROUPS]
+        begins = [other for other in known if name and other.startswith(name)]
+        near = list(dict.fromkeys([*begins, *difflib.get_close_matches(name, known, n=3)]))[:3]
+        guess = f"did you mean {', '.join(near)}? There" if near else "there"
         raise TaskError(
-            f"unknown zero-shot task {name!r}; {guess}There are {', '.join(ZERO_SHOT)}, and the group "
-            f"{', '.join(GROUPS)}"
+            f"unknown zero-shot task {name!r}; {guess} are {', '.join(ZERO_SHOT)}, and the group {', '.join(GROUPS)}"
         )
     return found

@@ -144,7 +144,7 @@ class _Scorer:
         # A folder's place says nothing elsewhere.
         short = Path(tokenizer.name).name if Path(tokenizer.name).exists() else tokenizer.name
         self._about = {**about, "tokenizer": short}
-        device = torch.device(options.device)
+        self._device = device = torch.device(options.device)
         self._backend = _backend(self._model, options.dtype, device)
         if tokenizer.size < (1 - PADDING_SHARE) * self._model.vocab_size:
             self._say(
@@ -199,6 +199,8 @@ class _Scorer:
             cache=self._cache(trial, built) if self._options.use_cache else None,
             on_progress=lambda done, total: self._progress(f"{task.name} {done}/{total}"),
         )
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
         with host_peak() as host, quiet():
             answer = evaluate(
                 lm=lm,
@@ -222,6 +224,7 @@ class _Scorer:
             **speed,
             "items": items,
             **host.as_dict(),
+            **_device_peak(self._device),
         }
 
     def _cache(self, trial: Trial, built: ConfigurableTask) -> ResponseCache:
@@ -265,6 +268,11 @@ def gold_request(task: ConfigurableTask, sample: Mapping[str, Any]) -> int:
 
 
 @torch.no_grad()
+def _device_peak(device: torch.device) -> dict[str, int]:
+    """Of a GPU's allocator, the model's weights included; a CPU's keeps no count."""
+    return {"peak_alloc_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
+
+
 def _backend(model: Model, dtype: str, device: torch.device) -> dict[str, Any]:
     """The kernels that run, seen on a short input."""
     with observing() as kernels:

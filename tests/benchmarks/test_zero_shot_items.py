@@ -262,7 +262,8 @@ def test_the_hub_is_asked_only_where_allowed_and_its_failure_is_said(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("typed", "near"), [("wingrande", "winogrande"), ("mamba_papr", "mamba_paper"), ("copaa", "copa")]
+    ("typed", "near"),
+    [("wingrande", "winogrande"), ("mamba_papr", "mamba_paper"), ("copaa", "copa"), ("arc", "arc_challenge")],
 )
 def test_an_unknown_task_names_its_near_misses(typed, near):
     with pytest.raises(TaskError, match=f"'{typed}'; did you mean.*{near}"):
