@@ -115,8 +115,8 @@ def _transformed_back(spectrum: Tensor, fft_len: int, *, like: Tensor, dtype: to
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
-    """A piece of time after another, where one of the two has its channels side by side: a whole row of a million
-    would have left the cache before the next channel asks for the same lines, which costs five times as long."""
+    """A piece of time after another, for the cache's sake: where one of the two has its channels side by side, a whole
+    million took five times as long a position as 64K on an H200. What pieces gain was not timed apart."""
     for start in range(0, source.shape[-1], _PIECE):
         target[..., start : start + _PIECE].copy_(source[..., start : start + _PIECE])
 
