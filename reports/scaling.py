@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -38,9 +39,16 @@ from reports.drawing import (
 from reports.frames import SPEED_GROUP
 from reports.published import PublishedPoint
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
 # Of many curves only these have their crossover drawn; the table holds every pair.
 HEADLINES = ("selective_scan", "ssd", "fft_conv", "mamba", "mamba2", "s4d")
 MAX_CROSSINGS = 4
+# Crossovers' names, in shares of the panel: a row of theirs is 11 pt high or more, where a name of 7 pt takes 9; and
+# they point to the right up to where a name of 30 letters would no longer fit.
+FLAG_HEIGHT, FLAG_TURN = 0.045, 0.75
 
 
 def time_figure(frame: pd.DataFrame, styles: Styles | None = None, published: Sequence[PublishedPoint] = ()) -> Drawing:
@@ -289,25 +297,39 @@ def slug(name: str, about: Mapping[str, object]) -> str:
     return "-".join(str(part) for part in (name, about["level"], about["direction"], scale, mode) if part)
 
 
-def _draw_references(axes: object, data: pd.DataFrame, styles: Styles, one: str) -> tuple[list[object], list[object]]:
+def _draw_references(axes: Axes, data: pd.DataFrame, styles: Styles, one: str) -> tuple[list[Line2D], list[Line2D]]:
     """The line at 1 (named `one`) and the crossovers; returns what the legend says of each."""
-    from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    assert isinstance(axes, Axes)
-    parity: list[object] = []
-    crossings: list[object] = []
-    inside: Callable[[float], float] = lambda x: min(max(x, axes.get_xlim()[0]), axes.get_xlim()[1])  # noqa: E731
+    parity: list[Line2D] = []
     for note in data.loc[data["mark"] == "parity", "note"]:
         axes.axhline(1.0, color=INK, linewidth=1.1)
         parity.append(Line2D([], [], color=INK, linewidth=1.1, label=f"{one}: {note}"))
-    for row in data[(data["mark"] == "crossover") & data["seq_len"].notna()].to_dict("records"):
+    return parity, _draw_crossovers(axes, data, styles)
+
+
+def _draw_crossovers(axes: Axes, data: pd.DataFrame, styles: Styles) -> list[Line2D]:
+    """A dotted line, its interval and its name for each crossover; returns what the legend says of them.
+
+    Names fly like flags, each in a row of its own so that none meets another: towards the turn, the farthest from it
+    highest, so that those on one side of it meet no line either.
+    """
+    from matplotlib.lines import Line2D
+
+    left, right = axes.get_xlim()
+    crossed = data[(data["mark"] == "crossover") & data["seq_len"].notna()]
+    offsets = (crossed["seq_len"] / left).map(math.log) / math.log(right / left) - FLAG_TURN
+    tops = 1 - FLAG_HEIGHT * offsets.abs().rank(method="first", ascending=False)
+    handles = []
+    for row, offset, top in zip(crossed.to_dict("records"), offsets, tops, strict=True):
         color = styles[row["model"]].color if row["model"] in styles else GREY
-        axes.axvspan(inside(row["low"]), inside(row["high"]), color=color, alpha=0.13, linewidth=0)
-        axes.axvline(row["seq_len"], color=color, linewidth=1.3, linestyle=":")
-        crossings.append(Line2D([], [], color=color, linewidth=1.3, linestyle=":", label=row["note"]))
+        look: dict[str, Any] = {"color": color, "linewidth": 1.3, "linestyle": ":"}
+        axes.axvspan(max(row["low"], left), min(row["high"], right), color=color, alpha=0.13, linewidth=0)
+        axes.axvline(row["seq_len"], ymax=top, **look)
         axes.annotate(
-            row["model"], (row["seq_len"], 0.99), xycoords=axes.get_xaxis_transform(),
-            rotation=90, ha="right", va="top", fontsize=7, color=color, parse_math=False,
+            row["model"], (row["seq_len"], top), (3 if offset < 0 else -3, 0), xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points", ha="left" if offset < 0 else "right", va="top", fontsize=7, color=color,
+            parse_math=False,
         )  # fmt: skip
-    return parity, crossings
+        handles.append(Line2D([], [], label=row["note"], **look))
+    return handles

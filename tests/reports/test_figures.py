@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -131,6 +131,34 @@ def test_predictions_and_slopes_and_crossovers_are_named_in_the_legend(drawings:
 
 def _speed(records: list[builder.Record]) -> pd.DataFrame:
     return frames.speed_frame(frames.trials_frame(records))
+
+
+CROSSING = ("fft_conv", "selective_scan", "selective_scan_torch", "ssd")
+
+
+@pytest.mark.parametrize(
+    "crossed",
+    [(1024, 1030, 1060, 1024), (31e3, 34e3, 32e3, 33e3), (2e5,) * 4, (1e6, 1.04e6, 1.02e6, 1e6), (2e3, 9e5, 2e5, 1e5)],
+    ids=["shortest", "middle", "same", "longest", "apart"],
+)
+def test_names_of_crossovers_meet_no_other_no_line_and_no_edge(crossed: tuple[float, ...]) -> None:
+    lengths = [2**power for power in range(10, 21)]
+    times = {"attention": lengths, **{name: [at] * len(lengths) for name, at in zip(CROSSING, crossed, strict=True)}}
+    records = [
+        builder.speed(name, seq_len, latency=[time] * 5)
+        for name in times
+        for seq_len, time in zip(lengths, times[name], strict=True)
+    ]
+    sheet = time_figure(_speed(records)).figure
+    sheet.draw_without_rendering()
+    (axes,) = sheet.axes
+    assert {name.get_text() for name in axes.texts} == set(CROSSING)
+    names, panel = [name.get_window_extent() for name in axes.texts], axes.get_window_extent()
+    upright = axes.get_xaxis_transform()
+    lines = [line.get_window_extent() for line in axes.get_lines() if line.get_transform() == upright]
+    assert len(lines) == len(names)
+    assert not any(one.overlaps(other) for one, other in [*combinations(names, 2), *product(names, lines)])
+    assert all(panel.containsx(x) and panel.containsy(y) for name in names for x, y in name.corners())
 
 
 def test_a_figure_refuses_what_does_not_compare() -> None:
