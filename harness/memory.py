@@ -124,6 +124,20 @@ def memory_of(work: Callable[[], object], device: torch.device) -> dict[str, int
     return host.as_dict() | {"peak_alloc_bytes": _replayed_peak(profiler)}
 
 
+@contextmanager
+def allocator_peak(device: torch.device, *, above: int) -> Iterator[dict[str, int]]:
+    """``peak_alloc_bytes`` of the block, ``above`` so many bytes; in the mapping once the block has ended.
+
+    For a GPU, whose allocator keeps the count anyway, so that what is timed may be measured; on a CPU it stays empty.
+    """
+    peak: dict[str, int] = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    yield peak
+    if device.type == "cuda":
+        peak["peak_alloc_bytes"] = torch.cuda.max_memory_allocated(device) - above
+
+
 def load_libraries(device: torch.device) -> None:
     """Start CUDA, and have cuBLAS allocate its workspaces: 32 MiB for each of the two threads of a train step.
 
