@@ -77,6 +77,10 @@ class Loop(ABC):
     def sample(self) -> Sample:
         """Time a whole generation."""
 
+    def as_sample(self, prefill_ms: float, decode_ms: float) -> Sample:
+        """What a ``prefill`` and a ``decode`` that took so long come to; the host's times were not taken."""
+        return Sample(prefill_ms=prefill_ms, decode_ms=decode_ms)
+
     @abstractmethod
     def trace(self) -> list[Tensor]:
         """A whole generation, and the logits ``(B, V)`` that gave each of its N + 1 tokens."""
@@ -227,8 +231,10 @@ class TransformersLoop(Loop):
         self._tokens_BN = self._generate(self.prompt_BL, self.new_tokens + 1)[:, self.prompt_BL.shape[1] :]
 
     def sample(self) -> Sample:
-        prefill_ms, total_ms = time_once_ms(self.prefill, self.device), time_once_ms(self.decode, self.device)
-        return Sample(prefill_ms=prefill_ms, decode_ms=total_ms - prefill_ms)
+        return self.as_sample(time_once_ms(self.prefill, self.device), time_once_ms(self.decode, self.device))
+
+    def as_sample(self, prefill_ms: float, decode_ms: float) -> Sample:
+        return Sample(prefill_ms=prefill_ms, decode_ms=decode_ms - prefill_ms)  # a decode reads the prompt again
 
     def trace(self) -> list[Tensor]:
         result = self._generate(self.prompt_BL, self.new_tokens + 1, return_dict_in_generate=True, output_logits=True)

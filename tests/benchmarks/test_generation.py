@@ -347,6 +347,22 @@ def test_a_batch_whose_last_tokens_are_wrong_does_not_fit(monkeypatch):
     assert {"batch": 6, "fits": False, "why": "a token differs"} in metrics["search"]
 
 
+def test_a_long_generation_of_the_search_is_its_own_sample(monkeypatch):
+    trial = make_trial("transformer-tiny", batch=0, new_tokens=2)
+    weights = sum(p.nbytes for p in build_generation_model(trial).parameters())
+    room = (generation._predicted_peak(trial, 4) - weights) / generation.HOST_SHARE
+    monkeypatch.setattr(generation, "available_memory_bytes", lambda device: int(room) + 1000)
+    again = measure(trial)["metrics"]
+    assert "sampled_in_search" not in again
+    monkeypatch.setattr(generation, "OWN_SAMPLE_MS", 0.0)
+    own = measure(trial)["metrics"]
+    assert own["sampled_in_search"]
+    assert own["largest_batch"] == again["largest_batch"]
+    assert len(own["prefill_ms"]) == len(own["decode_ms"]) == 1
+    assert own["prefill_ms"] == [pytest.approx(own["first_call_ms"], abs=1e-3)]
+    assert "few_samples" in own
+
+
 def test_an_error_that_is_no_limit_of_the_batch_ends_the_trial(monkeypatch):
     trial = make_trial("gpt_neox-tiny", "eager")
     model = build_generation_model(trial)
