@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cli import UsageError, add_run_options, positive, run_options
-from benchmarks.run import planned_suite, run_suite, summarise
+from benchmarks.run import prepared_suite, run_suite, summarise
 from benchmarks.suite_trials import Selection
 from benchmarks.suites import Suite, check_entry
 from harness import TrialFailure
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         suite = Suite.model_validate({"name": NAME, "description": "", "trials": [_entry(arguments)]})
         check_entry(suite.trials[0])
         options = run_options(arguments, NAME)
-        planned = planned_suite(suite, Selection(), options)
+        planned = prepared_suite(suite, Selection(), options)
         counts = run_suite(planned, options)
     except (UsageError, CheckpointError, TaskError, TrialFailure, ValueError) as error:
         print(f"audio_generation: {error}", file=sys.stderr)

@@ -308,12 +308,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from benchmarks.run import planned_suite, run_suite, summarise
+    from benchmarks.run import prepared_suite, run_suite, summarise
     from benchmarks.suites import load_suite
 
     suite = load_suite(arguments.suite)
     options = run_options(arguments, suite.name)
-    planned = planned_suite(suite, _selection(arguments), options)
+    planned = prepared_suite(suite, _selection(arguments), options)
     counts = run_suite(planned, options)
     print(f"{summarise(counts)}; records in {options.out}", file=sys.stderr)
     return 0

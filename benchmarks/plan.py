@@ -79,10 +79,15 @@ class RunSettings:
 def plan_trials(trials: Sequence[SuiteTrial], settings: RunSettings) -> list[PlannedTrial]:
     """Plan trials, cheap ones first. Nothing is allocated: costs come from fake tensors."""
     torch.set_num_threads(len(settings.cores))  # scratch buffers of CPU kernels grow with it
-    ids = [item.trial.trial_id(code_version(code_of(item.trial))) for item in trials]
+    ids = trial_ids(trials)
     costs = _costs([item.trial for item in trials], ids, num_cores=len(settings.cores))
     planned = [_plan(item, settings, trial_id, cost) for item, trial_id, cost in zip(trials, ids, costs, strict=True)]
     return sorted(planned, key=_expense)
+
+
+def trial_ids(trials: Sequence[SuiteTrial]) -> list[str]:
+    """Identities, which the code that a trial uses is part of."""
+    return [item.trial.trial_id(code_version(code_of(item.trial))) for item in trials]
 
 
 def _expense(plan: PlannedTrial) -> tuple[bool, float]:
@@ -127,7 +132,20 @@ def _costs(trials: Sequence[Trial], ids: Sequence[str], *, num_cores: int) -> li
     # By the server that the trials will be forked from, which has imported PyTorch.
     server = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, server, torch.set_num_threads, (num_cores,)) as pool:
-        return list(pool.map(_cost_or_refusal, trials, ids, chunksize=4))
+        # Those of a key share their work within a process. The generations, by far the longest, are begun first.
+        groups: dict[str, list[int]] = {}
+        for i, trial in enumerate(trials):
+            groups.setdefault(trial.model if trial.kind == "generation" else f"{trial.model} {i}", []).append(i)
+        order = sorted(groups.values(), key=lambda group: trials[group[0]].kind != "generation")
+        parts = pool.map(_costs_of, [[(trials[i], ids[i]) for i in group] for group in order])
+        costs: dict[int, Prediction | str | None] = {}
+        for group, part in zip(order, parts, strict=True):
+            costs.update(zip(group, part, strict=True))
+    return [costs[i] for i in range(len(trials))]
+
+
+def _costs_of(group: Sequence[tuple[Trial, str]]) -> list[Prediction | str | None]:
+    return [_cost_or_refusal(trial, trial_id) for trial, trial_id in group]
 
 
 def _cost_or_refusal(trial: Trial, trial_id: str) -> Prediction | str | None:

@@ -5,13 +5,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks.plan import ROOT, RunSettings, plan_trials
-from benchmarks.suite_trials import Selection, expand
+from benchmarks.plan import ROOT, RunSettings, plan_trials, trial_ids
+from benchmarks.suite_trials import Selection, SuiteTrial, expand
 from benchmarks.suites import Suite
 from benchmarks.training_state import state_path
 from benchmarks.tuning import tune_ahead
@@ -51,6 +52,24 @@ class RunOptions:
 
 def planned_suite(suite: Suite, selection: Selection, options: RunOptions) -> list[PlannedTrial]:
     """The plan of a suite for this machine and these data. Raises SuiteError and TaskError."""
+    return plan_trials(_expanded(suite, selection, options), options.settings)
+
+
+def prepared_suite(
+    suite: Suite, selection: Selection, options: RunOptions, *, log: TextIO = sys.stderr
+) -> list[PlannedTrial]:
+    """:func:`planned_suite`; the Triton kernels of what has no record yet are compiled meanwhile."""
+    trials = _expanded(suite, selection, options)
+    recorded = {} if options.fresh else _recorded(options.out)
+    missing = [item.trial for item, trial_id in zip(trials, trial_ids(trials), strict=True) if trial_id not in recorded]
+    with ThreadPoolExecutor(1) as pool:
+        tuning = pool.submit(tune_ahead, missing, log=log)
+        planned = plan_trials(trials, options.settings)
+        tuning.result()
+    return planned
+
+
+def _expanded(suite: Suite, selection: Selection, options: RunOptions) -> list[SuiteTrial]:
     wanted = selection.tasks or {task for entry in suite.trials for task in getattr(entry, "tasks", ())}
     sources = {task: source_identity(task, options.settings) for task in sorted(wanted)}
     for task in options.settings.sources or {}:
@@ -58,7 +77,7 @@ def planned_suite(suite: Suite, selection: Selection, options: RunOptions) -> li
     # Built now, so that no trial's clock or fork sees the compiler.
     scan_kernel.ensure_built()
     settle_imports(_TARGET, _PRELOAD[options.device])  # planning may be the first to have processes forked
-    return plan_trials(expand(suite, selection, device=options.device, source_of=sources), options.settings)
+    return expand(suite, selection, device=options.device, source_of=sources)
 
 
 def source_identity(task: str, settings: RunSettings) -> dict[str, Any]:
@@ -97,8 +116,6 @@ def run_suite(
             if p.trial_id in recorded:
                 status = recorded[p.trial_id]["status"]
                 counts[status] = counts.get(status, 0) + 1
-        if options.device == "cuda":
-            tune_ahead([p.trial for p in missing], gpu=str(environment.get("gpu")), log=log)
         costs = CostModel(measure_matmul_rate() * 0.2)
         for p in mine:  # what an earlier part of the run has measured tells what the rest will take
             record = recorded.get(p.trial_id, {})
@@ -132,7 +149,7 @@ def _own_executor(options: RunOptions) -> AbstractContextManager[Supervisor]:
 
 def _recorded(out: Path) -> dict[str, Mapping[str, Any]]:
     """trial id -> record of everything recorded below a folder, other shards included, but what was cut short."""
-    records, _ = read_records([out])
+    records, _ = read_records([out] if out.exists() else [])
     return {
         record["trial_id"]: record for record in records if (record.get("error") or {}).get("type") != CutShort.__name__
     }

@@ -80,7 +80,7 @@ def _model_workload(trial: Trial, fake: bool, *, num_layers: int | None = None) 
     weights = _weight_dtype(trial)
     if num_layers is not None:
         assert fake
-        model: Model = _cut_model(trial, num_layers, weights)
+        model: Model = cut_model(trial, num_layers, weights)
         ids_BL = torch.zeros(trial.batch, trial.seq_len, dtype=torch.int64, device=device)
     elif fake:
         model = build_fake_model(trial.model, vocab_size=SPEED_VOCAB, device=trial.device, dtype=weights)
@@ -160,7 +160,7 @@ def _block_workload(trial: Trial, fake: bool) -> Workload:
     """The model's first block on random hidden states."""
     device, dtype = torch.device(trial.device), DTYPES[trial.dtype]
     weights = _weight_dtype(trial)
-    model = _cut_model(trial, 1, weights if fake else torch.float32)
+    model = cut_model(trial, 1, weights if fake else torch.float32)
     if not fake:
         whole = _shapes_of(trial)
         assert isinstance(whole, SequenceModel)  # or it were not cut
@@ -216,7 +216,7 @@ def _shapes_of(trial: Trial, dtype: torch.dtype = torch.float32) -> Model:
         torch.set_default_dtype(previous)
 
 
-def _cut_model(trial: Trial, num_layers: int, dtype: torch.dtype) -> SequenceModel:
+def cut_model(trial: Trial, num_layers: int, dtype: torch.dtype) -> SequenceModel:
     """The first blocks of a model with memory and without data. Raises Unsupported for what is not built of blocks."""
     model = _shapes_of(trial, dtype)
     if not isinstance(model, SequenceModel):

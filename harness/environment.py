@@ -26,7 +26,7 @@ def fingerprint(checkout: Path, *, device: str, num_threads: int) -> tuple[str, 
         "python": platform.python_version(),
         "cpu": _cpu(),
         "threads": num_threads,
-        "gpu": _gpu() if device == "cuda" else None,
+        "gpu": gpu_as_told() if device == "cuda" else None,
         "packages": _versions(_PACKAGES),
         "flags": {
             "mkl": torch.backends.mkl.is_available(),
@@ -67,7 +67,7 @@ def nvidia_smi(*queries: str) -> list[str]:
     return ["nvidia-smi", *chosen, f"--query-gpu={','.join(queries)}", "--format=csv,noheader"]
 
 
-def _gpu() -> dict[str, Any] | None:
+def gpu_as_told() -> dict[str, Any] | None:
     """Asked of nvidia-smi, because the supervisor must not touch CUDA."""
     queries = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "power.limit")
     answer = _output(nvidia_smi(*queries))

@@ -2,13 +2,14 @@
 
 On a kernel's first call in a process the autotuner times each configuration for an eighth of a second: 6 s for the
 forward of the state space dual, as much again for its backward. Its own cache on disk leaves out the kernels whose
-configurations clear an output first. Here every choice is kept, beside the compiled kernels.
+configurations clear an output first. Here every choice is kept, beside the compiled kernels; some GPUs' come with the
+project (:data:`SHIPPED`).
 """
 
 import functools
-import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ import torch
 from models.ops.compiling import triton_cache_dir
 
 PACKAGE = "mamba_ssm.ops.triton"
+SHIPPED = Path(__file__).with_name("tuned")
+"""Files of choices, each made by a run on the GPU and with the versions that its name tells; copied from Triton's cache
+as they are. Other GPUs and versions choose for themselves."""
 
 Choices = dict[str, list[tuple[list[Any], str]]]
 """Kernel -> pairs of the autotuner's key (sizes and dtypes) and the configuration, as it prints itself."""
@@ -41,9 +45,10 @@ def autotuned_kernels() -> dict[str, Any]:
 def choices_remembered(path: Path) -> Iterator[bool]:
     """Take over the choices noted in a file, and note there what the block has chosen beside them.
 
-    Gives whether any was taken over. A file that is missing or unreadable counts as empty.
+    Gives whether any was taken over. A file that is missing or unreadable counts as empty; of a file of this name in
+    :data:`SHIPPED` those choices are taken over that this one does not have.
     """
-    known = _read(path)
+    known = _merged(_read(SHIPPED / path.name), _read(path))
     taken = take_over(autotuned_kernels(), known)
     yield taken
     chosen = choices(autotuned_kernels())
@@ -82,15 +87,21 @@ def take_over(kernels: Mapping[str, Any], known: Choices) -> bool:
 
 def write_choices(path: Path, chosen: Choices) -> None:
     """Add choices to a file, whole or not at all; a folder that cannot be written is done without."""
-    merged = _read(path)
-    for kernel, entries in chosen.items():
-        others = [entry for entry in merged.get(kernel, []) if entry[0] not in [key for key, _ in entries]]
-        merged[kernel] = others + entries
+    merged = _merged(_read(path), chosen)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")
         unfinished.write_text(json.dumps(merged, sort_keys=True, indent=1))
         os.replace(unfinished, path)
+
+
+def _merged(known: Choices, newer: Choices) -> Choices:
+    """The newer choice for each key of a kernel, else the known one."""
+    merged = dict(known)
+    for kernel, entries in newer.items():
+        others = [entry for entry in merged.get(kernel, []) if entry[0] not in [key for key, _ in entries]]
+        merged[kernel] = others + entries
+    return merged
 
 
 def _read(path: Path) -> Choices:
@@ -105,6 +116,6 @@ def _read(path: Path) -> Choices:
 @functools.cache
 def choices_path() -> Path:
     """Of this GPU and these versions, in the folder of the compiled kernels. Starts CUDA."""
-    held_for = [torch.cuda.get_device_name(), *(f"{name} {version(name)}" for name in ("mamba-ssm", "torch", "triton"))]
-    digest = hashlib.sha256("\n".join(held_for).encode()).hexdigest()[:16]
-    return triton_cache_dir() / f"seqbench-choices-{digest}.json"
+    versions = [f"{name}-{version(name)}" for name in ("mamba-ssm", "torch", "triton")]
+    held_for = "-".join([torch.cuda.get_device_name().lower(), *versions])
+    return triton_cache_dir() / f"seqbench-choices-{re.sub('[^a-z0-9.+-]+', '-', held_for)}.json"

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 LIMIT_VARIABLE = "SEQBENCH_COMPILE_LIMIT_S"
 DEFAULT_LIMIT_S = 360.0
 """Mamba-3's 234 configurations took up to 283 s beside an H200, on sixteen cores that had other work too."""
-MAX_CHILDREN = 12
+MAX_CHILDREN = 16
 """Each holds a CUDA context, some hundred MiB of the GPU's memory."""
 _PR_SET_PDEATHSIG = 1
 
@@ -52,8 +53,8 @@ def why_not_compiled(command: tuple[str, ...], key: tuple[str, ...]) -> str:
     """Compile by ``command``, unless that is done, and say why the kernels cannot be used, or "".
 
     Args:
-        command: runs the kernels once. With two numbers more, i and n, it only compiles the i-th of n shares of the
-            configurations (:func:`compile_share`).
+        command: runs the kernels once. With two numbers more, i and n, it only compiles the i-th of n shares
+            (:func:`compile_share`).
         key: what the result holds for: versions, the GPU.
     """
     limit = limit_s()
@@ -64,7 +65,7 @@ def why_not_compiled(command: tuple[str, ...], key: tuple[str, ...]) -> str:
         if known.get("too_long_s", 0.0) >= limit:
             return _too_long(known["too_long_s"], "earlier")
         try:
-            why = _compile(command, limit)
+            why = _compile_by(command, limit)
         except TooLong:
             note.write_text(json.dumps({"too_long_s": limit}))
             return _too_long(limit, "now")
@@ -77,7 +78,7 @@ def _too_long(limit: float, when: str) -> str:
     return f"compiling its kernels took more than {limit:g} s {when}; set {LIMIT_VARIABLE} to allow more"
 
 
-def _compile(command: Sequence[str], limit: float) -> str:
+def _compile_by(command: Sequence[str], limit: float) -> str:
     """Both stages; returns why the second failed, or "". Raises TooLong."""
     start = time.monotonic()
     num_children = min(len(os.sched_getaffinity(0)), MAX_CHILDREN)
@@ -152,18 +153,60 @@ def die_with_parent() -> None:
 
 
 def compile_share(autotuned: Sequence[Any], i: int, n: int) -> None:
-    """From now on a call of these kernels compiles every n-th configuration from the i-th on, and launches nothing.
+    """From now on a call of these kernels compiles its configurations, of all that are met each n-th from the i-th on.
+
+    Nothing is launched. A call whose choice is in the kernel's cache compiles that alone, and one that differs from an
+    earlier call in nothing that its choice is made by compiles nothing until that choice is known.
 
     Args:
         autotuned: ``triton.runtime.Autotuner`` objects: what ``@triton.autotune`` makes of a kernel.
     """
+    share = _Share(i, n)
     for kernel in autotuned:
-        kernel.run = functools.partial(_compile_only, kernel.fn, kernel.configs[i::n])
+        kernel.run = functools.partial(share.compile, kernel)
 
 
-def _compile_only(kernel: Any, configs: Sequence[Any], *args: Any, warmup: bool, **options: Any) -> None:  # noqa: ARG001
-    for config in configs:
-        try:
-            kernel.warmup(*args, **options, **config.all_kwargs())
-        except Exception as error:  # noqa: BLE001 (the compiler's errors are of many kinds; the autotuner meets them again)
-            print(f"{config}: {type(error).__name__}: {error}", file=sys.stderr)
+class _Share:
+    """Which compilations are this child's: all children meet the same calls, and deal them out in the same order."""
+
+    def __init__(self, i: int, n: int) -> None:
+        self.i, self.n = i, n
+        self._turns = itertools.cycle(range(n))
+        self._dealt: dict[tuple[object, ...], int] = {}
+        self._untuned: dict[tuple[object, ...], tuple[object, ...]] = {}
+
+    def compile(self, kernel: Any, *args: Any, warmup: bool, **options: Any) -> None:  # noqa: ARG002
+        named = {k: v for k, v in (dict(zip(kernel.arg_names, args)) | options).items() if k in kernel.arg_names}  # noqa: B905
+        # As the autotuner makes its key.
+        dtypes = [str(v.dtype) for v in named.values() if hasattr(v, "dtype")]
+        key = (*(named[name] for name in kernel.keys if name in named), *dtypes)
+        signature = tuple(_specialised(name, value) for name, value in named.items())
+        chosen = kernel.cache.get(key)
+        if chosen is None and self._untuned.setdefault((id(kernel), *key), signature) != signature:
+            return
+        for config in kernel.configs if chosen is None else [chosen]:
+            what = (id(kernel), str(config), *signature)
+            if what not in self._dealt:
+                self._dealt[what] = next(self._turns)
+            if self._dealt[what] == self.i:
+                _compile(kernel.fn, config, args, options)
+
+
+def _specialised(name: str, value: Any) -> object:
+    """What Triton compiles a kernel anew for: a tensor's dtype, an integer that is 1 or divides by 16, a constant."""
+    if hasattr(value, "dtype"):
+        return str(value.dtype)
+    is_constant = isinstance(value, bool) or not isinstance(value, int) or name.isupper()
+    return value if is_constant else integer_kind(value)
+
+
+def integer_kind(value: int) -> int:
+    """1, 16, or 0 for what is neither: Triton's kinds of an integer argument."""
+    return 1 if value == 1 else 16 if value % 16 == 0 else 0
+
+
+def _compile(kernel: Any, config: Any, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+    try:
+        kernel.warmup(*args, **options, **config.all_kwargs())
+    except Exception as error:  # noqa: BLE001 (the compiler's errors are of many kinds; the autotuner meets them again)
+        print(f"{config}: {type(error).__name__}: {error}", file=sys.stderr)

@@ -49,6 +49,18 @@ def test_a_later_process_takes_over_what_an_earlier_one_chose(kernel, tmp_path):
         assert kernel.cache == {key: kernel.configs[1], (1,): kernel.configs[0]}
 
 
+def test_a_shipped_choice_holds_until_the_machine_has_made_its_own(kernel, tmp_path, monkeypatch):
+    monkeypatch.setattr(autotuning, "SHIPPED", tmp_path / "shipped")
+    name = f"{autotuning.PACKAGE}.ssd_test.kernel"
+    autotuning.write_choices(tmp_path / "shipped/gpu.json", {name: [([64], "BLOCK: 16"), ([1], "BLOCK: 16")]})
+    autotuning.write_choices(tmp_path / "cache/gpu.json", {name: [([64], "BLOCK: 32")]})
+    for file, chosen in (("gpu.json", {(64,): kernel.configs[1], (1,): kernel.configs[0]}), ("other.json", {})):
+        kernel.cache = {}
+        with autotuning.choices_remembered(tmp_path / "cache" / file) as taken:
+            assert taken == bool(chosen)
+            assert kernel.cache == chosen
+
+
 def test_another_choice_for_the_same_key_replaces_the_first(kernel, tmp_path):
     path = tmp_path / "choices.json"
     for config in kernel.configs:

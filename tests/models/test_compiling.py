@@ -120,12 +120,16 @@ class Config:
 class Autotuned:
     """As a kernel under ``@triton.autotune``; the configuration of four warps does not compile."""
 
+    arg_names = ("x", "size", "batch", "BLOCK", "num_warps")
+    keys = ("size",)
+
     def __init__(self, num_configs: int) -> None:
         self.configs = [Config(n) for n in range(num_configs)]
+        self.cache: dict[tuple[int, ...], Config] = {}
         self.compiled: list[int] = []
         self.fn = SimpleNamespace(warmup=self.warmup)
 
-    def warmup(self, x: str, *, grid: tuple[int], BLOCK: int, num_warps: int) -> None:
+    def warmup(self, x: str, size: int, batch: int, *, grid: tuple[int], BLOCK: int, num_warps: int) -> None:
         assert (x, grid, BLOCK) == ("x", (1,), 64)
         if num_warps == 4:
             raise RuntimeError("out of registers")
@@ -138,15 +142,37 @@ class Autotuned:
         return lambda *args, **options: self.run(*args, grid=grid, warmup=False, **options)
 
 
-@pytest.mark.parametrize("num_children", [1, 2, 5, 12])
-def test_shares_are_all_configurations_once_and_launch_nothing(num_children, capsys):
-    compiled: dict[int, list[int]] = {9: [], 2: []}
+def shares_of(num_children: int, calls: list[tuple[int, int]], chosen: dict[tuple[int, ...], Config]):
+    """What each child compiles of a kernel of nine configurations and one of two, when each is called so."""
+    shares = []
     for i in range(num_children):
-        kernels = [Autotuned(size) for size in compiled]
+        kernels = [Autotuned(size) for size in (9, 2)]
+        kernels[0].cache = chosen
         compile_share(kernels, i, num_children)
         for kernel in kernels:
-            kernel[(1,)]("x", BLOCK=64)
-            compiled[len(kernel.configs)] += kernel.compiled
-    assert sorted(compiled[9]) == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert sorted(compiled[2]) == [0, 1]
+            for size, batch in calls:
+                kernel[(1,)]("x", size, batch, BLOCK=64)
+        shares.append([kernel.compiled for kernel in kernels])
+    return shares
+
+
+@pytest.mark.parametrize("num_children", [1, 2, 5, 12])
+def test_shares_are_all_configurations_once_and_launch_nothing(num_children, capsys):
+    shares = shares_of(num_children, [(128, 1)], {})
+    assert sorted(config for nine, _ in shares for config in nine) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert sorted(config for _, two in shares for config in two) == [0, 1]
     assert "out of registers" in capsys.readouterr().err
+    counts = [len(nine) + len(two) for nine, two in shares]
+    assert max(counts) - min(counts) <= 2  # one of the eleven does not compile
+
+
+def test_where_the_choice_is_known_it_alone_is_compiled_for_each_kind_of_shape():
+    calls = [(128, 1), (128, 8), (128, 32), (128, 24), (128, 1)]  # 8 and 24 are one kind: Triton compiles them once
+    shares = shares_of(2, calls, {(128,): Config(7)})
+    # Three kinds, dealt out in turn; what is met again goes to the same child.
+    assert [nine for nine, _ in shares] == [[7, 7, 7], [7, 7]]
+
+
+def test_until_the_choice_is_known_one_shape_is_compiled_in_all_configurations():
+    shares = shares_of(3, [(128, 1), (128, 8), (128, 32)], {})
+    assert sorted(config for nine, _ in shares for config in nine) == [0, 1, 2, 3, 5, 6, 7, 8]
