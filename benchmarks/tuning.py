@@ -3,8 +3,7 @@
 Triton compiles a kernel in each of its configurations, one after the other, and times them all, on the first call of
 every process: a minute and more for a train step of Mamba-2. Here child processes compile side by side, one more
 times the configurations at :data:`TOKENS`, and trials take over its choices (:mod:`models.ops.autotuning`). The shapes
-that Triton specialises otherwise are compiled in the chosen configuration alone: side by side too, where the choice is
-known beforehand.
+that Triton specialises otherwise are compiled in the chosen configuration alone, side by side too.
 """
 
 import importlib
@@ -19,7 +18,7 @@ from typing import TextIO
 from harness import Trial
 from harness.environment import gpu_as_told
 from models import family
-from models.ops.compiling import compile_share, die_with_parent, integer_kind, why_not_compiled
+from models.ops.compiling import LEFT_OUT, compile_share, die_with_parent, integer_kind, why_not_compiled
 
 TOKENS = 2**14
 """Enough to fill a GPU; at the lengths where it is not full, launches take the time."""
@@ -78,7 +77,10 @@ def tuning_trials(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """In a child process: run the trials' calls and keep what was chosen; with i and n only compile a share."""
+    """In a child process: run the calls that are timed, and keep what was chosen; with i and n only compile a share.
+
+    Exits with :data:`models.ops.compiling.LEFT_OUT` where the share left something out.
+    """
     import torch
 
     from models.ops.autotuning import autotuned_kernels, choices_path, choices_remembered, tune_briefly
@@ -87,14 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")
     importlib.import_module("benchmarks.preload_cuda")
     specification, *share = sys.argv[1:] if arguments is None else arguments
+    trials = [Trial.from_dict(described) for described in json.loads(specification)]
     with choices_remembered(choices_path()):
         if share:
-            compile_share(list(autotuned_kernels().values()), *map(int, share))
+            mine = compile_share(list(autotuned_kernels().values()), *map(int, share))
         else:
             tune_briefly(autotuned_kernels())
-        for described in json.loads(specification):
-            run_kernels(Trial.from_dict(described))
+            trials = [trial for trial in trials if (trial.batch, trial.seq_len) == (1, TOKENS)]
+        for trial in trials:
+            run_kernels(trial)
             torch.cuda.synchronize()
+    if share and mine.left_out:
+        sys.exit(LEFT_OUT)
 
 
 def run_kernels(trial: Trial) -> None:

@@ -3,8 +3,9 @@
 Triton compiles the configurations that an autotuned kernel chooses from one after the other, on a kernel's first call:
 minutes, on one core, inside whatever was to be measured. Here as many children as there are cores compile a share of
 them each, into Triton's cache on disk, without launching anything; then one child runs the kernels as they are, which
-shows that they run. At the limit all of them are killed. What came of it is noted in Triton's cache, so that no process
-waits for the same limit twice. The caller's own process still times the configurations, on its first call.
+shows that they run. Where it had choices to make, the children compile once more: the shapes that waited for them. At
+the limit all of them are killed. What came of it is noted in Triton's cache, so that no process waits for the same
+limit twice. The caller's own process still times the configurations, on its first call, unless choices are remembered.
 """
 
 import ctypes
@@ -22,13 +23,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LIMIT_VARIABLE = "SEQBENCH_COMPILE_LIMIT_S"
 DEFAULT_LIMIT_S = 360.0
 """Mamba-3's 234 configurations took up to 283 s beside an H200, on sixteen cores that had other work too."""
 MAX_CHILDREN = 16
 """Each holds a CUDA context, some hundred MiB of the GPU's memory."""
+LEFT_OUT = 17
+"""The exit status of a share which left shapes out whose configuration nobody has chosen yet."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -79,19 +82,31 @@ def _too_long(limit: float, when: str) -> str:
 
 
 def _compile_by(command: Sequence[str], limit: float) -> str:
-    """Both stages; returns why the second failed, or "". Raises TooLong."""
-    start = time.monotonic()
+    """All stages; returns why the run of the kernels failed, or "". Raises TooLong."""
+    deadline = time.monotonic() + limit
     num_children = min(len(os.sched_getaffinity(0)), MAX_CHILDREN)
-    # A configuration that does not compile is one that the autotuner leaves out: only the last child's failure counts.
-    run_within([[*command, str(i), str(num_children)] for i in range(num_children)], limit)
-    (why,) = run_within([command], limit - (time.monotonic() - start))
-    return f"compiling its kernels failed with {why}" if why else ""
+    shares = [[*command, str(i), str(num_children)] for i in range(num_children)]
+    # A configuration that does not compile is one that the autotuner leaves out: only the run's failure counts.
+    ended = run_within(shares, limit)
+    (run,) = run_within([command], deadline - time.monotonic())
+    if run.status:
+        return f"compiling its kernels failed with exit status {run.status}: {run.last_words}"
+    if any(child.status == LEFT_OUT for child in ended):
+        run_within(shares, deadline - time.monotonic())
+    return ""
 
 
-def run_within(commands: Sequence[Sequence[str]], limit: float) -> list[str]:
+class Ended(NamedTuple):
+    """How a child ended: its exit status, and the end of its stderr."""
+
+    status: int
+    last_words: str
+
+
+def run_within(commands: Sequence[Sequence[str]], limit: float) -> list[Ended]:
     """Run commands side by side, from the repository's root; at the limit, kill them and what they have started.
 
-    Returns for each "", or its exit status and the end of its stderr. Raises TooLong at the limit in seconds.
+    Raises TooLong at the limit in seconds.
     """
     deadline = time.monotonic() + limit
     root = Path(__file__).resolve().parents[2]
@@ -108,8 +123,7 @@ def run_within(commands: Sequence[Sequence[str]], limit: float) -> list[str]:
                     )
             for i, process in enumerate(processes):
                 status = process.wait(max(0.0, deadline - time.monotonic()))
-                tail = (Path(folder) / str(i)).read_text(errors="replace").strip()[-500:]
-                outcomes.append(f"exit status {status}: {tail}" if status else "")
+                outcomes.append(Ended(status, (Path(folder) / str(i)).read_text(errors="replace").strip()[-500:]))
         except subprocess.TimeoutExpired:
             raise TooLong(f"{commands[0][0]} and what it started took more than {limit:g} s") from None
         finally:
@@ -152,7 +166,7 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def compile_share(autotuned: Sequence[Any], i: int, n: int) -> None:
+def compile_share(autotuned: Sequence[Any], i: int, n: int) -> "Share":
     """From now on a call of these kernels compiles its configurations, of all that are met each n-th from the i-th on.
 
     Nothing is launched. A call whose choice is in the kernel's cache compiles that alone, and one that differs from an
@@ -161,16 +175,19 @@ def compile_share(autotuned: Sequence[Any], i: int, n: int) -> None:
     Args:
         autotuned: ``triton.runtime.Autotuner`` objects: what ``@triton.autotune`` makes of a kernel.
     """
-    share = _Share(i, n)
+    share = Share(i, n)
     for kernel in autotuned:
         kernel.run = functools.partial(share.compile, kernel)
+    return share
 
 
-class _Share:
+class Share:
     """Which compilations are this child's: all children meet the same calls, and deal them out in the same order."""
 
     def __init__(self, i: int, n: int) -> None:
-        self.i, self.n = i, n
+        self.i = i
+        self.left_out = False
+        """Whether a shape waits for a choice."""
         self._turns = itertools.cycle(range(n))
         self._dealt: dict[tuple[object, ...], int] = {}
         self._untuned: dict[tuple[object, ...], tuple[object, ...]] = {}
@@ -183,6 +200,7 @@ class _Share:
         signature = tuple(_specialised(name, value) for name, value in named.items())
         chosen = kernel.cache.get(key)
         if chosen is None and self._untuned.setdefault((id(kernel), *key), signature) != signature:
+            self.left_out = True
             return
         for config in kernel.configs if chosen is None else [chosen]:
             what = (id(kernel), str(config), *signature)

@@ -43,7 +43,7 @@ def test_at_the_limit_all_are_killed_with_their_children(tmp_path):
 
 def test_a_failure_says_why_and_leaves_the_others_alone():
     outcomes = run_within([[sys.executable, "-c", ""], list(shell("echo no such kernel >&2; exit 3")), ["true"]], 60)
-    assert outcomes == ["", "exit status 3: no such kernel", ""]
+    assert outcomes == [(0, ""), (3, "no such kernel"), (0, "")]
 
 
 def test_shares_may_fail_but_the_last_child_must_not(tmp_path):
@@ -54,6 +54,14 @@ def test_shares_may_fail_but_the_last_child_must_not(tmp_path):
     assert sorted(log.read_text().split()) == ["/", *(f"{i}/{shares}" for i in range(shares))]
     only_shares = shell('test -n "$1" || { echo out of memory >&2; exit 1; }')
     assert asked_again(only_shares) == "compiling its kernels failed with exit status 1: out of memory"
+
+
+def test_what_was_left_out_is_compiled_once_the_choices_are_made(tmp_path):
+    log = tmp_path / "log"
+    waits = shell(f'echo "${{1:-run}}" >> {log}; test -z "$1" || grep -q run {log} || exit {compiling.LEFT_OUT}')
+    assert asked_again(waits) == ""
+    shares = [str(i) for i in range(min(2, len(os.sched_getaffinity(0))))]
+    assert sorted(log.read_text().split()) == sorted([*shares, "run", *shares])
 
 
 def test_what_is_done_is_not_done_again_unless_a_version_changes(tmp_path):
@@ -144,15 +152,18 @@ class Autotuned:
 
 def shares_of(num_children: int, calls: list[tuple[int, int]], chosen: dict[tuple[int, ...], Config]):
     """What each child compiles of a kernel of nine configurations and one of two, when each is called so."""
-    shares = []
+    shares, left_out = [], set()
     for i in range(num_children):
         kernels = [Autotuned(size) for size in (9, 2)]
-        kernels[0].cache = chosen
-        compile_share(kernels, i, num_children)
+        for kernel in kernels:
+            kernel.cache = chosen
+        share = compile_share(kernels, i, num_children)
         for kernel in kernels:
             for size, batch in calls:
                 kernel[(1,)]("x", size, batch, BLOCK=64)
         shares.append([kernel.compiled for kernel in kernels])
+        left_out.add(share.left_out)
+    assert left_out == {not chosen and len({batch for _, batch in calls}) > 1}
     return shares
 
 
