@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,7 +133,8 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         "--stop-after",
         type=_minutes,
         metavar="MINUTES",
-        help="end the run then; the same command goes on where it stopped, within a training too",
+        help="end the run so long after its start, planning included; the same command goes on where it stopped, "
+        "within a training too",
     )
     command.add_argument("--threads", type=int, metavar="N", help="CPU cores of the run (default: all)")
     command.add_argument(
@@ -246,7 +248,7 @@ def run_options(arguments: argparse.Namespace, suite_name: str) -> "RunOptions":
         shard=_shard(arguments.shard),
         fresh=arguments.fresh,
         memory_bytes=int(arguments.memory_limit * 2**30) if arguments.memory_limit else None,
-        stop_after_s=60 * arguments.stop_after if arguments.stop_after else None,
+        stop_at=time.monotonic() + 60 * arguments.stop_after if arguments.stop_after else None,
     )
 
 

@@ -46,8 +46,8 @@ class RunOptions:
     shard: tuple[int, int] = (1, 1)
     fresh: bool = False
     memory_bytes: int | None = None
-    stop_after_s: float | None = None
-    """The run ends then: trainings are saved, to be continued by the same command."""
+    stop_at: float | None = None
+    """When the run ends, by ``time.monotonic``: trainings are saved, to be continued by the same command."""
 
 
 def planned_suite(suite: Suite, selection: Selection, options: RunOptions) -> list[PlannedTrial]:
@@ -94,7 +94,6 @@ def run_suite(
 
     Returns how many trials ended with which status, old ones included.
     """
-    stop_at = None if options.stop_after_s is None else time.monotonic() + options.stop_after_s
     shard, num_shards = options.shard
     folder = options.out if num_shards == 1 else options.out / f"shard-{shard}-of-{num_shards}"
     mine = [p for p in planned if int(p.trial_id[:8], 16) % num_shards == shard - 1]
@@ -132,7 +131,7 @@ def run_suite(
                 cores=options.settings.cores,
                 max_side_by_side=_MAX_ON_ONE_GPU if options.device == "cuda" else None,
                 address_space_bytes=_address_space(options),
-                stop_at=stop_at,
+                stop_at=options.stop_at,
                 on_progress=progress_printer(log),
             ):
                 counts[ended.status] = counts.get(ended.status, 0) + 1

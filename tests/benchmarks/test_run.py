@@ -250,20 +250,21 @@ def test_a_training_that_is_stopped_goes_on_in_the_next_run(seqbench, tmp_path):
     while len(records) < 2:
         result = seqbench("run", suite, "--device", "cpu", "--out", out, "--stop-after", str(minutes))
         assert result.returncode == 0, result.stderr
-        (record,), _ = read_records([out])
-        assert (record["status"], record["error"]["type"]) == ("timeout", "CutShort")
-        if record["metrics"].get("steps_done", 0) > (records[-1]["metrics"]["steps_done"] if records else 0):
-            records.append(record)
-        else:  # a slow machine: the time was up before a step was taken
+        found, _ = read_records([out])
+        assert [(r["status"], r["error"]["type"]) for r in found] == [("timeout", "CutShort")] * len(found)
+        steps = [r["metrics"].get("steps_done", 0) for r in found]
+        if steps > [records[-1]["metrics"]["steps_done"] if records else 0]:
+            records += found
+        else:  # a slow machine: the time was up before the trial began, or before a step was taken
             minutes *= 2
-            assert minutes < 3, record
+            assert minutes < 5, found
     first, second = (record["metrics"] for record in records)
     assert 0 < first["steps_done"] < second["steps_done"] < 10_000_000
     assert f"step {second['steps_done']} of 10000000" in records[1]["error"]["message"]
     assert "resumed_at" not in first and second["resumed_at"] == [first["steps_done"]]
     assert second["loss_curve"][: len(first["loss_curve"])] == first["loss_curve"]
     assert len(list((out / "training").iterdir())) == 1
-    fresh = seqbench("run", suite, "--device", "cpu", "--out", out, "--stop-after", "0.1", "--fresh")
+    fresh = seqbench("run", suite, "--device", "cpu", "--out", out, "--stop-after", str(minutes), "--fresh")
     assert fresh.returncode == 0, fresh.stderr
     (record,), _ = read_records([out])
     assert "resumed_at" not in record["metrics"]
