@@ -77,8 +77,9 @@ def _unknown(name: str) -> str:
             f"sizes {', '.join(SIZES)}"
         )
     known = [*MODELS, *entry_points(group="seqbench.models").names]
-    near = difflib.get_close_matches(name, known, n=3) or known
-    return f"unknown model {name!r}; did you mean {', '.join(near)}? `seqbench list models` shows all"
+    near = difflib.get_close_matches(name, known, n=3)
+    guess = f" did you mean {', '.join(near)}?" if near else ""
+    return f"unknown model {name!r};{guess} `seqbench list models` shows all"
 
 
 def _factory_from_file(spec: str) -> Factory:
