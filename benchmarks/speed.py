@@ -23,11 +23,12 @@ below what a wrong kernel gives."""
 TF32_TOLERANCE = 5e-3
 """Of float32 on CUDA: mamba-ssm's state space dual multiplies it in TF32, and is 1.5e-3 off on an H200."""
 
-CHECKED_TOKENS = 2**21
+CHECKED_TOKENS = 2**15
 MIN_CHECKED_CALLS = 6
-"""The calls of an operator are checked up to so many tokens in all, and never fewer calls than these: every block of a
-model of 48 up to 32K tokens, at a million the first, the last and four between. Blocks run one kernel on one shape, so
-that what breaks at a length breaks in each; of a million tokens a reference takes four times as long as the kernel."""
+"""The calls of an operator are checked up to so many tokens in all, and never fewer calls than these: of a model of 24
+blocks every one up to 1K tokens, and from 8K on the first, the last and four between. Blocks run one kernel on one
+shape, so that what breaks at a length breaks in each; of a million tokens a reference takes four times as long as the
+kernel."""
 
 MIN_CALLS = {"cpu": {"forward": 6.5, "train": 8.0}, "cuda": {"forward": 3.5, "train": 3.0}}
 """What a trial costs at the least, in calls. On a GPU a first one, on which kernels are chosen; the check, and one

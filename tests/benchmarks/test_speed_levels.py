@@ -195,7 +195,7 @@ def test_of_long_models_a_few_blocks_are_checked_and_the_record_says_how_many(mo
     assert set(metrics["checked_calls"].values()) == {f"2 of {total}"}
     monkeypatch.undo()
     assert set(measured(speed_trial("s4d-tiny", "model"))[0]["checked_calls"].values()) == {f"{total} of {total}"}
-    assert MIN_CHECKED_CALLS * 2**15 < CHECKED_TOKENS  # up to 32K every block of 48 and more is
+    assert CHECKED_TOKENS >= 24 * 1024  # every block of a model of 130M
 
 
 @pytest.mark.parametrize(("wrong", "seen"), [(0, True), (11, True), (1, False)])
