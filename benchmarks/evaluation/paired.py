@@ -55,7 +55,7 @@ class Comparison:
 
 
 def read_evaluations(path: Path, model: str | None = None) -> dict[str, Evaluation]:
-    """The newest evaluation of each task: ``{task: evaluation}``.
+    """The newest evaluation of each task: ``{task: evaluation}``. Of checkpoints of one name the one asked last counts.
 
     Args:
         path: a records.jsonl, or a folder that holds one.
@@ -78,6 +78,8 @@ def read_evaluations(path: Path, model: str | None = None) -> dict[str, Evaluati
         )
     chosen = [r for r in records if r["trial"]["model"] == (model or models[0])]
     chosen.sort(key=lambda record: str(record["started_at"]))
+    last = chosen[-1]["trial"]["protocol"]["checkpoint"]
+    chosen = [r for r in chosen if r["trial"]["protocol"]["checkpoint"] == last]
     return {str(r["trial"]["task"]): _evaluation(r, file.parent) for r in chosen}
 
 

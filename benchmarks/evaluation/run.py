@@ -267,12 +267,12 @@ def gold_request(task: ConfigurableTask, sample: Mapping[str, Any]) -> int:
     return int((task.doc_to_text if task.multiple_input else task.doc_to_target)(sample["doc"]))
 
 
-@torch.no_grad()
 def _device_peak(device: torch.device) -> dict[str, int]:
     """Of a GPU's allocator, the model's weights included; a CPU's keeps no count."""
     return {"peak_alloc_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
 
 
+@torch.no_grad()
 def _backend(model: Model, dtype: str, device: torch.device) -> dict[str, Any]:
     """The kernels that run, seen on a short input."""
     with observing() as kernels:

@@ -12,16 +12,23 @@ from benchmarks.evaluation.paired import NATS, ComparisonError, compare, compare
 
 
 def write_evaluation(
-    folder: Path, model: str, task: str, items: list[dict[str, Any]], *, started_at: str = "2025-01-01T00:00:00+00:00"
+    folder: Path,
+    model: str,
+    task: str,
+    items: list[dict[str, Any]],
+    *,
+    started_at: str = "2025-01-01T00:00:00+00:00",
+    checkpoint: str = "c0",
 ) -> None:
     """A record and its outcomes as `seqbench eval` writes them."""
     trial_id = f"{model}-{task}-{started_at}".encode().hex()[:64]
     (folder / "items").mkdir(parents=True, exist_ok=True)
     (folder / "items" / f"{trial_id}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     source = {"name": f"{task}.jsonl", "kind": "files", "sha256": "ab" * 32, "note": ""}
+    protocol = {"source": source, "checkpoint": {"sha256": checkpoint * 32}}
     record = {
         "schema": 1, "trial_id": trial_id, "status": "ok", "env_id": "x", "started_at": started_at, "wall_s": 1.0,
-        "trial": {"kind": "eval", "model": model, "task": task, "protocol": {"source": source}},
+        "trial": {"kind": "eval", "model": model, "task": task, "protocol": protocol},
         "metrics": {"items": f"items/{trial_id}.jsonl"}, "backend": {},
     }  # fmt: skip
     with (folder / "records.jsonl").open("a") as file:
@@ -86,6 +93,13 @@ def test_the_newest_evaluation_of_a_task_counts(folder: Path):
     write_evaluation(folder, "one", "piqa", choices([0] * 40), started_at="2025-02-01T00:00:00+00:00")
     write_evaluation(folder, "one", "piqa", choices([1] * 40), started_at="2024-02-01T00:00:00+00:00")
     assert sum(item["acc"] for item in read_evaluations(folder, "one")["piqa"].items) == 0
+
+
+def test_checkpoints_of_one_name_are_not_mixed(folder: Path):
+    later = {"started_at": "2025-02-01T00:00:00+00:00", "checkpoint": "c1"}
+    write_evaluation(folder, "one", "piqa", choices([0] * 40), **later)
+    assert list(read_evaluations(folder, "one")) == ["piqa"]  # the other task was asked of another checkpoint
+    assert list(read_evaluations(folder, "other")) == ["piqa", "lambada_openai", "copa"]
 
 
 @pytest.mark.parametrize(
