@@ -16,7 +16,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from benchmarks.evaluation import lm_harness
+from benchmarks.evaluation import lm_harness, run
 from benchmarks.evaluation.adapter import EvalLM
 from benchmarks.evaluation.batching import MAX_ROWS, TokenBudget
 from benchmarks.evaluation.response_cache import ResponseCache
@@ -58,6 +58,14 @@ def test_batches_hold_near_equal_lengths_within_the_budget():
     assert all(len(batch) * batch[0] <= 200 for batch in done)
     # No batch could have taken the first request of the next one.
     assert all((len(a) + 1) * a[0] > 200 for a, _ in pairwise(done))
+
+
+def test_kernels_are_looked_at_as_they_run_without_gradients():
+    model = build_model("mamba-tiny", vocab_size=256, seed=0)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    assert run._backend(model, "float32", torch.device("cpu"))["precision"] == "float32"
+    assert seen == [False]
 
 
 def test_out_of_memory_halves_the_budget_for_good_and_nothing_is_lost():
