@@ -23,8 +23,8 @@ from tasks.cache import cache_dir
 TokenArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _TOKEN_TYPES = (np.uint8, np.uint16)
 
-_FORMAT = 1
-"""Raised when the layout of an entry changes; part of its key."""
+_FORMAT = 2
+"""Raised when the layout of an entry changes, or what of a file is read into one; part of its key."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.archive import Member
+from tasks.audio.chunks import find_samples
 from tasks.audio.torchaudio_import import import_torchaudio
 from tasks.base import TaskError
 from tasks.prepared import TokenArray
@@ -78,9 +79,9 @@ def read_waveform(member: Member) -> tuple[Tensor, int]:
         TaskError: not a sound file, damaged, truncated, or with an impossible sample rate.
     """
     soundfile = _import_soundfile()
-    _check_whole(member)
+    data = _checked(member)
     try:
-        with soundfile.SoundFile(io.BytesIO(member.data)) as file:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate_hz, num_stated, container = file.samplerate, file.frames, file.format
             _check_rate(member, rate_hz)
             samples_LC = file.read(dtype="float32", always_2d=True)
@@ -117,38 +118,27 @@ def _check_rate(member: Member, rate_hz: int) -> None:
         )
 
 
-def _check_whole(member: Member) -> None:
-    """libsndfile reads a truncated wav without a word, and finds no samples in a truncated ogg."""
+def _checked(member: Member) -> bytes:
+    """The file as libsndfile shall read it.
+
+    libsndfile reads a truncated wav, W64 or AIFF without a word, finds no samples in a truncated ogg, and none in a
+    wav whose size was never written, as a recorder that streams leaves it: that one is read until its end.
+    """
     data = member.data
     if not data:
         raise TaskError(f"{member.place}: 0 bytes, not even a header; fetch it again")
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        _check_wav(member)
-    elif data[:4] == b"OggS":
+    if samples := find_samples(member):
+        if samples.rate_hz is not None:
+            _check_rate(member, samples.rate_hz)
+        samples.check_whole(member)
+        return samples.with_size(data)
+    if data[:4] == b"OggS":
         page = data[data.rfind(b"OggS") :]
         page_len = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) > 26 else 27
         is_last = len(page) > 26 and page[5] & 4  # RFC 3533: the flag "end of stream"
         if len(page) < page_len or not is_last:
             raise TaskError(f"{member.place}: truncated: the ogg stream has no whole last page; fetch it again")
-
-
-def _check_wav(member: Member) -> None:
-    data, offset = member.data, 12
-    while offset + 8 <= len(data):
-        chunk_id, size = data[offset : offset + 4], int.from_bytes(data[offset + 4 : offset + 8], "little")
-        if chunk_id == b"fmt " and offset + 16 <= len(data):
-            _check_rate(member, int.from_bytes(data[offset + 12 : offset + 16], "little"))
-        if chunk_id == b"data":
-            num_there = len(data) - offset - 8
-            # A recorder that streams writes 0 or 2^32 - 1 for "until the end".
-            if size not in (0, 0xFFFFFFFF) and size > num_there:
-                raise TaskError(
-                    f"{member.place}: truncated: its header states {size} bytes of samples, "
-                    f"{num_there} are there; fetch it again"
-                )
-            return
-        offset += 8 + size + (size & 1)
-    raise TaskError(f"{member.place}: truncated: the wav file has no data chunk; fetch it again")
+    return data
 
 
 def tokens_from_file(member: Member, notes: set[str]) -> TokenArray:

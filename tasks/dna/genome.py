@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 
@@ -14,16 +14,18 @@ from tasks.dna import embedded
 from tasks.dna.fasta import ALPHABET, UNKNOWN, Record, parse_fasta
 from tasks.dna.intervals import LEAK_NOTE, extended_starts, read_chromosomes, read_intervals, segments_of
 from tasks.download import PinnedFile
-from tasks.prepared import Corpus, RawDocument, build_corpus
+from tasks.prepared import Corpus, RawDocument, TokenArray, build_corpus
 from tasks.random import derive_key, random_words
 from tasks.sources import Layout, ResolvedSource, SourceSpec
 from tasks.splits import Splits
-from tasks.windows import WindowStarts
+from tasks.windows import MAX_UNSCORED, WindowStarts
 
 _ENCODE_REGION = re.compile(r"(?P<species>[^|]+)\|(?P<region>EN[mr]\d{3})\|")
 """Header of the ENCODE alignments' sequences: ``species|region|…``."""
 
 _CHROMOSOME = re.compile(r"(?:chr)?(\d+|[XYM]|MT)\b", re.IGNORECASE)
+
+_LOOK_CHUNK = 1 << 20
 
 _COMPLEMENT = [ALPHABET.index(letter) for letter in "TGCAN"]
 
@@ -176,14 +178,39 @@ class Dna(CorpusTask):
     def find_window_starts(self, split: Split, window_len: int) -> WindowStarts:
         segments = self.splits[split]
         if self._intervals and max(segment.length for segment in segments) < window_len:
-            return extended_starts(self.corpus, segments, window_len, UNKNOWN)
-        return super().find_window_starts(split, window_len)
+            starts = extended_starts(self.corpus, segments, window_len, UNKNOWN)
+        else:
+            starts = super().find_window_starts(split, window_len)
+        if not starts.num_starts and window_len <= self.max_seq_len(split) + 1:
+            self._raise_unknown(split, window_len)
+        return starts
+
+    def _raise_unknown(self, split: Split, window_len: int) -> NoReturn:
+        """Of a split whose documents are long enough, but N."""
+        longest = max(self.splits[split], key=lambda document: document.length).name
+        if not any(_has_known(self.corpus.tokens_of(document)) for document in self.splits[split]):
+            raise TaskError(
+                f"dna: split {split!r} has no base but N (its longest document is {longest!r}), so that no window can "
+                "be drawn at any seq_len; leave those records out, or name other data (--source dna=PATH)"
+            )
+        raise TaskError(
+            f"dna: seq_len={window_len - 1} needs {window_len} bases in a row, mostly known ones; every such window "
+            f"of split {split!r} (its longest document is {longest!r}) is more than {MAX_UNSCORED:.0%} N; "
+            "use a shorter seq_len, or data with fewer N (--source dna=PATH)"
+        )
 
     def _load(self, resolved: ResolvedSource) -> Corpus:
         self._intervals = read_intervals(resolved.files)
         if self._intervals and self.split_by == "species":
             raise TaskError("dna: split_by=species, but the BED file prescribes the splits; leave one out")
-        return super()._load(resolved)
+        corpus = super()._load(resolved)
+        if not _has_known(corpus.tokens):
+            names = ", ".join(str(file.path) for file in resolved.files[:3])
+            raise TaskError(
+                f"dna: no base but N in {names} ({len(corpus.tokens)} of them), so that no window can be drawn; "
+                "name a file with known bases (--source dna=PATH)"
+            )
+        return corpus
 
     def _build(self, resolved: ResolvedSource) -> Corpus:
         if self._intervals:
@@ -196,6 +223,12 @@ class Dna(CorpusTask):
 
     def embedded_documents(self) -> Iterator[RawDocument]:
         return embedded.documents()
+
+
+def _has_known(tokens_L: TokenArray) -> bool:
+    """Looks no further than to the first known base, since a genome is gigabytes."""
+    chunks = (tokens_L[first : first + _LOOK_CHUNK] for first in range(0, len(tokens_L), _LOOK_CHUNK))
+    return any(bool((chunk != UNKNOWN).any()) for chunk in chunks)
 
 
 def species_of(file_name: str) -> str:

@@ -45,7 +45,10 @@ def is_bed(name: str) -> bool:
 
 
 def read_intervals(files: Sequence[SourceFile]) -> tuple[Interval, ...]:
-    """The intervals of a source's BED file; none where it has none. Raises TaskError for two, or one without FASTA."""
+    """The intervals of a source's BED file; none where it has none.
+
+    Raises TaskError for two BED files, one without FASTA, and one without intervals.
+    """
     beds = [file for file in files if is_bed(file.name)]
     if not beds:
         return ()
@@ -54,7 +57,14 @@ def read_intervals(files: Sequence[SourceFile]) -> tuple[Interval, ...]:
             f"{', '.join(file.name for file in beds)}: a genome with intervals is FASTA files and one BED file "
             f"(here {len(files) - len(beds)} and {len(beds)}); leave the others out"
         )
-    return tuple(interval for member in read_members(beds[0].path, beds[0].name, BED) for interval in _parse(member))
+    members = read_members(beds[0].path, beds[0].name, BED)
+    intervals = tuple(interval for member in members for interval in _parse(member))
+    if not intervals:
+        raise TaskError(
+            f"{beds[0].path}: no interval in it, and a BED file beside FASTA prescribes the splits; it needs lines "
+            "`chrom start end split` of train, valid and test; fetch it again, or remove it to split by record"
+        )
+    return intervals
 
 
 def _parse(member: Member) -> Iterator[Interval]:
@@ -99,10 +109,19 @@ def check_intervals(intervals: Sequence[Interval], length_of: Mapping[str, int])
 def read_chromosomes(files: Sequence[SourceFile], intervals: Sequence[Interval]) -> Iterator[RawDocument]:
     """The chromosomes that intervals name, whole, each read through pyfaidx when it is asked for.
 
-    Raises TaskError where pyfaidx is missing or cannot read a file, and as :func:`check_intervals`.
+    Raises TaskError where pyfaidx is missing or cannot read a file, where two files have one record, and as
+    :func:`check_intervals`.
     """
     opened = [(file, _open(file)) for file in files if not is_bed(file.name)]
-    holders = {name: (file, records) for file, records in opened for name in records.keys()}  # noqa: SIM118
+    holders: dict[str, tuple[SourceFile, Any]] = {}
+    for file, records in opened:
+        for name in records.keys():  # noqa: SIM118 (iterating it gives records)
+            if name in holders:
+                raise TaskError(
+                    f"{holders[name][0].path} and {file.path} both have a record {name!r}, and intervals of it may "
+                    "mean either; leave one of the files out, or rename the record"
+                )
+            holders[name] = (file, records)
     check_intervals(intervals, {name: len(records[name]) for name, (_, records) in holders.items()})
     for name in dict.fromkeys(interval.chromosome for interval in intervals):
         file, records = holders[name]

@@ -3,6 +3,7 @@
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,43 @@ def test_truncated_files(container: str, share: float) -> None:
         read_waveform(member_of(data[: int(share * len(data))]))
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("container", "options", "num_header_bytes"),
+    [
+        ("WAV", {}, 44),
+        ("WAV", {"endian": "BIG"}, 44),
+        ("RF64", {}, 104),
+        ("W64", {}, 104),
+        ("AIFF", {}, 54),
+        ("AIFF", {"endian": "LITTLE"}, 72),
+    ],
+)
+def test_a_file_cut_in_half_tells_its_frames(
+    container: str, options: dict[str, Any], num_header_bytes: int, channels: int
+) -> None:
+    data = encode(np.stack([tone(440, 16_000)] * channels, 1), container=container, **options)
+    assert len(read_waveform(member_of(data, "x"))[0]) == 8000
+    found = (len(data) // 2 - num_header_bytes) // (2 * channels)
+    with pytest.raises(TaskError, match=rf"/data/x: truncated: .*\(8000 frames stated, {found} there\)"):
+        read_waveform(member_of(data[: len(data) // 2], "x"))
+    with pytest.raises(TaskError, match=r"/data/x: truncated: the \w+ file has no \w+ chunk"):
+        read_waveform(member_of(data[: num_header_bytes - 26], "x"))
+
+
+@pytest.mark.parametrize(("container", "subtype"), [("W64", "IMA_ADPCM"), ("AIFF", "IMA_ADPCM"), ("AIFF", "ULAW")])
+def test_a_cut_file_of_compressed_samples_tells_its_bytes(container: str, subtype: str) -> None:
+    data = encode(tone(440, 16_000), container=container, subtype=subtype)
+    assert len(read_waveform(member_of(data, "x"))[0]) >= 8000
+    with pytest.raises(TaskError, match=r"/data/x: truncated: its header states \d+ bytes of samples, \d+ are there"):
+        read_waveform(member_of(data[: len(data) // 2], "x"))
+
+
+@pytest.mark.parametrize("container", ["WAV", "RF64", "W64", "AIFF"])
+def test_empty_recordings_of_all_containers_are_read(container: str) -> None:
+    assert len(read_waveform(member_of(encode(np.zeros(0), container=container), "x"))[0]) == 0
+
+
 @pytest.mark.parametrize("data", [b"", b"RIFF", b"not a sound at all" * 50, b"RIFF\x24\0\0\0WAVEfmt "])
 def test_corrupt_files(data: bytes) -> None:
     with pytest.raises(TaskError, match=r"/data/x\.wav: "):
@@ -127,11 +165,30 @@ def test_non_finite_samples() -> None:
         read_waveform(member_of(encode(samples, subtype="FLOAT")))
 
 
-def test_streamed_wav_without_a_length_is_whole() -> None:
-    data = bytearray(encode(tone(440, 16_000)))
-    place = data.find(b"data") + 4
-    struct.pack_into("<I", data, place, 0xFFFFFFFF)
+@pytest.mark.parametrize("file_size", [0, 8, 36, 0xFFFFFFFF])
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+def test_streamed_wav_without_a_length_is_whole(endian: str, size: int, file_size: int) -> None:
+    samples = tone(440, 16_000)
+    samples[:100] = 0
+    data = bytearray(encode(samples, endian=endian))
+    whole = read_waveform(member_of(bytes(data)))[0]
+    order = "<I" if endian == "LITTLE" else ">I"
+    struct.pack_into(order, data, data.find(b"data") + 4, size)
+    struct.pack_into(order, data, 4, file_size)
+    assert torch.equal(read_waveform(member_of(bytes(data)))[0], whole)
+
+
+@pytest.mark.parametrize("size", [0, 2**64 - 1])
+def test_streamed_rf64_without_a_length_is_whole(size: int) -> None:
+    data = bytearray(encode(tone(440, 16_000), container="RF64"))
+    struct.pack_into("<Q", data, data.find(b"ds64") + 16, size)
     assert len(read_waveform(member_of(bytes(data)))[0]) == 8000
+
+
+def test_a_wav_of_no_samples_before_another_chunk_is_empty() -> None:
+    data = encode(np.zeros(0)) + b"LIST\x0c\0\0\0INFOISFT\0\0\0\0"
+    assert len(read_waveform(member_of(data))[0]) == 0
 
 
 def test_tracks_are_groups_and_other_rates_are_noted(tmp_path: Path) -> None:

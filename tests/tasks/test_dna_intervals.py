@@ -139,6 +139,26 @@ def test_files_that_make_no_genome(tmp_path: Path) -> None:
         dna(tmp_path)
 
 
+@pytest.mark.parametrize("bed", ["", "\n \n", "# chrom start end split\n"])
+def test_a_bed_file_without_intervals_is_no_missing_one(tmp_path: Path, bed: str) -> None:
+    genome(tmp_path, bed)
+    with pytest.raises(TaskError, match=r"/intervals\.bed: no interval in it.*`chrom start end split`.*or remove it"):
+        dna(tmp_path)
+    (tmp_path / "dna").mkdir()
+    genome(tmp_path / "dna" / "hg38", bed)
+    with pytest.raises(TaskError, match=r"dna/hg38/intervals\.bed: no interval in it"):
+        make_task("dna", data_root=tmp_path)
+
+
+def test_a_chromosome_that_two_files_have(tmp_path: Path) -> None:
+    genome(tmp_path)
+    (tmp_path / "other.fa").write_text(">chr3\nACGT\n>chr2\n" + "A" * 2000 + "\n")
+    with pytest.raises(TaskError, match=r"/genome\.fa and .*/other\.fa both have a record 'chr2'.* leave one"):
+        dna(tmp_path)
+    (tmp_path / "other.fa").write_text(">chr3\nACGT\n")
+    assert {document.name for document in dna(tmp_path).corpus.documents} == {"chr1", "chr2"}
+
+
 def test_a_base_that_is_none_is_named_with_its_place(tmp_path: Path) -> None:
     genome(tmp_path)
     path = tmp_path / "genome.fa"

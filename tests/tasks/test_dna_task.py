@@ -118,8 +118,28 @@ def test_mostly_unknown_windows_are_never_drawn(tmp_path: Path) -> None:
         assert int((windows.inputs_BL == 4).sum(dim=1).max()) <= 64
     alone = task.sample(ExampleStream(split="test", start=17), 1, 128)
     assert torch.equal(alone.inputs_BL[0], batch.inputs_BL[17])
-    with pytest.raises(TaskError, match="mostly known ones"):
+    with pytest.raises(TaskError, match=r"mostly known ones; .*'x\.fa:c\d'\) is more than 50% N; use a shorter"):
         task.sample(ExampleStream(split="test"), 1, 11_000)
+
+
+def test_n_alone_is_no_matter_of_the_length(tmp_path: Path) -> None:
+    path = tmp_path / "x.fa"
+    path.write_text("".join(f">c{i}\n{'N' * 3000}\n" for i in range(3)))
+    with pytest.raises(TaskError, match=r"no base but N in .*/x\.fa \(9000 of them\).*name a file") as caught:
+        dna(path)
+    assert "seq_len <=" not in str(caught.value)
+
+
+def test_n_alone_in_a_split_is_no_matter_of_the_length(tmp_path: Path) -> None:
+    path = write_random(tmp_path / "x.fa", {f"c{i}": 3000 for i in range(3)})
+    held = dna(path).splits["test"][0].group
+    lines = path.read_text().splitlines()
+    lines[lines.index(f">{held}") + 1] = "N" * 3000
+    path.write_text("\n".join(lines) + "\n")
+    task = dna(path)
+    task.sample(ExampleStream(), 1, 128)
+    with pytest.raises(TaskError, match=rf"split 'test' has no base but N .*'x\.fa:{held}'.* at any seq_len"):
+        task.sample(ExampleStream(split="test"), 1, 128)
 
 
 def test_species_of_one_encode_region_are_one_group(tmp_path: Path) -> None:
