@@ -85,7 +85,7 @@ def figures_table(evaluated: pd.DataFrame, only_paper: bool = False) -> pd.DataF
 
 def _row(trial: Mapping[str, Any], metric: str, published: PublishedModel | None) -> dict[str, str]:
     metrics = trial["zero_shot"]
-    row = {"Model": str(trial["model"]), "Task": str(trial["task"]), "Items": _items(trial)}
+    row = {"Model": trial["name"], "Task": str(trial["task"]), "Items": _items(trial)}
     if not metric:
         return row | {"Value": str(trial["status"])}
     estimate = metrics[metric]
@@ -107,7 +107,7 @@ def _row(trial: Mapping[str, Any], metric: str, published: PublishedModel | None
 def averages_table(evaluated: pd.DataFrame) -> pd.DataFrame:
     """Models that were asked all six tasks of the published average, on items that are not embedded."""
     rows = []
-    for (model, _), trials in evaluated.groupby(["model", _checkpoints(evaluated)], sort=True):
+    for name, trials in evaluated.groupby(_names(evaluated), sort=True):
         found: dict[tuple[str, str], float] = {}
         variances: list[float] = []
         for trial in trials.to_dict("records"):
@@ -123,7 +123,7 @@ def averages_table(evaluated: pd.DataFrame) -> pd.DataFrame:
         stderr = math.sqrt(sum(variances)) / len(AVERAGED) if len(variances) == len(AVERAGED) else math.nan
         rows.append(
             {
-                "Model": str(model),
+                "Model": str(name),
                 "Average": style.percent(value) + (f" ± {_error(stderr, 'accuracy')}" if stderr == stderr else ""),
                 "Published row's mean": style.percent(published.average) if published else style.NONE,
                 "Published average as printed": _printed(published) if published else style.NONE,
@@ -152,8 +152,8 @@ def _printed(model: PublishedModel) -> str:
 
 def _ordered(evaluated: pd.DataFrame) -> list[dict[Any, Any]]:
     rank = {task: place for place, task in enumerate(ORDER)}
-    records = evaluated.to_dict("records")
-    return sorted(records, key=lambda t: (str(t["model"]), rank.get(t["task"], len(rank)), str(t["task"])))
+    records = evaluated.assign(name=_names(evaluated)).to_dict("records")
+    return sorted(records, key=lambda t: (t["name"], rank.get(t["task"], len(rank)), str(t["task"])))
 
 
 def _published(trial: Mapping[Any, Any]) -> PublishedModel | None:
@@ -164,9 +164,24 @@ def _published(trial: Mapping[Any, Any]) -> PublishedModel | None:
     return published_model(str(trial["model"])) if is_foreign and not trial["embedded"] else None
 
 
-def _checkpoints(evaluated: pd.DataFrame) -> pd.Series:
-    """What tells two checkpoints of one name apart: that of their weights' file."""
-    return evaluated["protocol"].map(lambda protocol: str((protocol.get("checkpoint") or {}).get("sha256")))
+def _names(evaluated: pd.DataFrame) -> pd.Series:
+    """Each trial's model; checkpoints of one name are told apart by their tokenizers, or by their weights' sha256."""
+    asked = [
+        (str(trial["model"]), *_checkpoint(trial))
+        for trial in evaluated[["model", "protocol", "zero_shot"]].to_dict("records")
+    ]
+    names = []
+    for model, tokenizer, sha256 in asked:
+        others = {(t, s) for m, t, s in asked if m == model} - {(tokenizer, sha256)}
+        told_apart = tokenizer and all(tokenizer != other for other, _ in others)
+        names.append(f"{model} ({tokenizer if told_apart else sha256[:8]})" if others else model)
+    return pd.Series(names, index=evaluated.index)
+
+
+def _checkpoint(trial: Mapping[Any, Any]) -> tuple[str, str]:
+    """The name of its tokenizer, or "", and the sha256 of its weights."""
+    about, identity = trial["zero_shot"].get("checkpoint"), trial["protocol"].get("checkpoint")
+    return str((about or {}).get("tokenizer", "")), str((identity or {}).get("sha256"))
 
 
 def items_table(evaluated: pd.DataFrame) -> pd.DataFrame:

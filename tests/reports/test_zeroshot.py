@@ -84,6 +84,20 @@ def test_no_other_model_and_no_embedded_item_is_compared(
     assert (row["Items"] == "embedded") == (source is EMBEDDED)
 
 
+def test_checkpoints_of_one_name_are_told_apart() -> None:
+    def asked(tokenizer: str, sha256: str) -> builder.Record:
+        record = evaluation("one", "piqa", {"accuracy": 0.6}, checkpoint={"tokenizer": tokenizer})
+        record["trial"]["protocol"]["checkpoint"] = {"sha256": sha256 * 32}
+        return record
+
+    def names(*records: builder.Record) -> list[str]:
+        return list(table_of(list(records))["Model"])
+
+    assert names(asked("bytes", "a0")) == ["one"]
+    assert names(asked("bytes", "a0"), asked("bpe", "b0")) == ["one (bpe)", "one (bytes)"]
+    assert names(asked("bytes", "a0"), asked("bytes", "b0")) == ["one (a0a0a0a0)", "one (b0b0b0b0)"]
+
+
 def test_names_of_checkpoints_are_read_as_the_papers() -> None:
     for name, label in (
         ("state-spaces/mamba-130m", "Mamba-130M"), ("/models/mamba-2.8b-hf/", "Mamba-2.8B"),
