@@ -6,7 +6,7 @@ between models compare, levels do not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ REFERENCE = Path(__file__).parent.parent / "results" / "reference" / "audio.csv"
 SOURCE = "Gu and Dao, arXiv 2312.00752v2"
 MAMBA_S4 = "s6_complex_lti.mamba-unet8x4"
 _CENTRE = "s6_complex_lti.mamba+"
+ALL = "all blocks"
 # What the paper calls a curve -> the suite's model.
 CONTEXT = {"S4+FFN (SaShiMi)": "s4d-unet3x16", "Mamba": "mamba_complex-unet3x16"}
 ALL_BLOCKS = {
@@ -57,10 +58,33 @@ def context_curves() -> dict[str, Curve]:
 def ablation_panels() -> list[Panel]:
     """Figure 10, left and right; none where the file is not installed."""
     panels = [
-        Panel(title="all blocks", rows=_curves("M1-fig10L-", ALL_BLOCKS)),
+        Panel(title=ALL, rows=_curves("M1-fig10L-", ALL_BLOCKS)),
         Panel(title="the centre's blocks alone", rows=_curves("M1-fig10R-", CENTRE)),
     ]
     return [panel for panel in panels if panel.rows]
+
+
+def row_names() -> dict[str, str]:
+    """What the paper calls each of its models."""
+    names = {model: label for label, model in CONTEXT.items()}
+    for panel in ablation_panels():
+        where = "" if panel.title == ALL else f", {panel.title}"
+        for label, (model, _) in panel.rows.items():
+            names.setdefault(model, f"{label}{where}")
+    return names
+
+
+def is_ablation(models: Iterable[str]) -> bool:
+    """Whether two rows of a panel or more are among them."""
+    known = set(models)
+    return any(len(known & set(panel.models)) > 1 for panel in ablation_panels())
+
+
+def row_labels(models: Iterable[str]) -> dict[str, str]:
+    """What a legend says of the models of an ablation: each with the paper's name of its row. Else empty."""
+    known, names = set(models), row_names()
+    rows = {model for panel in ablation_panels() for model in panel.models}
+    return {model: f"{model}: {names[model]}" for model in sorted(known & rows)} if is_ablation(known) else {}
 
 
 def _curves(prefix: str, models: Mapping[str, str]) -> dict[str, tuple[str, Curve]]:

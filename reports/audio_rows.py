@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from reports import style
+from reports.audio_reference import is_ablation
 from reports.context_figures import seed_interval
 from reports.frames import number
 
@@ -42,9 +43,13 @@ class AudioGroup:
     """Why a model has none at a length: a status and a reason."""
     params: Mapping[str, float]
 
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({n for known in (*self.bits.values(), *self.absent.values()) for n in known})
+
 
 def audio_groups(training: pd.DataFrame, scores: pd.DataFrame) -> list[AudioGroup]:
-    """The groups of a section's trials that were trained on audio at two lengths or more."""
+    """The groups of a section's trials that were trained on audio at two lengths or more; at one, of the ablation."""
     trials = training[training["task"] == TASK]
     if trials.empty:
         return []
@@ -52,7 +57,7 @@ def audio_groups(training: pd.DataFrame, scores: pd.DataFrame) -> list[AudioGrou
     own = scores[scores["scored_len"] == scores["train_len"]]
     groups = []
     for choices, mine in trials.groupby(kinds, sort=True):
-        if mine["train_len"].nunique() > 1:
+        if mine["train_len"].nunique() > 1 or is_ablation(mine["model"]):
             groups.append(_group(str(choices), mine, own[own["trial_id"].isin(mine["trial_id"])]))
     return groups
 

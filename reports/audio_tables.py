@@ -8,7 +8,7 @@ from itertools import pairwise
 import pandas as pd
 
 from reports import style
-from reports.audio_reference import SOURCE, Curve, Panel, ablation_panels, context_curves
+from reports.audio_reference import SOURCE, Curve, Panel, ablation_panels, context_curves, row_names
 from reports.audio_rows import AudioGroup, audio_groups, difference
 from reports.document import Block, Heading, Paragraph, Table
 
@@ -28,7 +28,7 @@ def audio_blocks(training: pd.DataFrame, scores: pd.DataFrame) -> list[Block]:
     blocks: list[Block] = []
     for group in audio_groups(training, scores):
         blocks += [
-            Heading(text="Raw audio: bits per sample against length", level=3),
+            Heading(text=f"Raw audio: bits per sample {_where(group)}", level=3),
             Paragraph(text=f"{group.choices}. {_words()}"),
             Table(frame=beside_table(group)),
         ]
@@ -39,6 +39,10 @@ def audio_blocks(training: pd.DataFrame, scores: pd.DataFrame) -> list[Block]:
                 Table(frame=steps),
             ]
     return blocks
+
+
+def _where(group: AudioGroup) -> str:
+    return f"at {style.length(group.lengths[0])}" if len(group.lengths) == 1 else "against length"
 
 
 def _words() -> str:
@@ -59,10 +63,10 @@ def _papers_curves() -> dict[str, Curve]:
 
 def beside_table(group: AudioGroup) -> pd.DataFrame:
     """Two lines a model, the paper's and ours, a column a length."""
-    papers, lines = _papers_curves(), []
+    papers, names, lines = _papers_curves(), row_names(), []
     known = [*papers, *sorted({*group.bits, *group.absent} - papers.keys())]
     models = [model for model in known if model in group.bits or model in group.absent]
-    lengths = sorted({n for by_length in (*group.bits.values(), *group.absent.values()) for n in by_length})
+    lengths = group.lengths
     for model in models:
         ours = {
             n: f"{bits.mean:.3f} [{bits.low:.3f}, {bits.high:.3f}]" for n, bits in group.bits.get(model, {}).items()
@@ -74,7 +78,10 @@ def beside_table(group: AudioGroup) -> pd.DataFrame:
             if figures:
                 cells = {style.length(n): figures.get(n, style.NONE) for n in lengths}
                 params = f"{group.params[model]:,.0f}" if model in group.params and whose != "paper" else ""
-                lines.append({"Model": model, "Whose (seeds)": whose, "Parameters": params, **cells})
+                name = names.get(model, style.NONE)
+                lines.append(
+                    {"Model": model, "In the paper": name, "Whose (seeds)": whose, "Parameters": params, **cells}
+                )
     return pd.DataFrame(lines)
 
 
@@ -85,22 +92,27 @@ def _nearest(seq_len: int, lengths: Sequence[int]) -> int:
 
 
 def steps_table(group: AudioGroup, panel: Panel) -> pd.DataFrame:
-    """A line a step of the ablation: from one row of the panel to the next, and whether it does here what it did."""
+    """A line a step of the ablation: from one row of the panel to the next, and whether it does here what it did.
+
+    At a single length there is room for the words.
+    """
     lines = []
     for (_, (before, old)), (label, (after, new)) in pairwise(panel.rows.items()):
-        cells, agreeing, compared = {}, 0, 0
+        cells, words, agreeing, compared = {}, {}, 0, 0
         for seq_len in sorted(group.bits.get(before, {}).keys() & group.bits.get(after, {}).keys()):
             mean, low, high = difference(group.bits[after][seq_len], group.bits[before][seq_len])
-            text = f"{mean:+.3f}"
+            text, words = f"{mean:+.3f}", {"Here": effect(mean, low, high)}
             if seq_len in old and seq_len in new:
                 published = new[seq_len] - old[seq_len]
                 text += f" ({published:+.3f})"
                 compared += 1
-                agreeing += effect(mean, low, high) == effect(published)
+                words["In the paper"] = effect(published)
+                agreeing += words["Here"] == words["In the paper"]
             cells[style.length(seq_len)] = text
         if cells:
             agrees = f"{agreeing} of {compared}" if compared else style.NONE
-            lines.append({"Blocks": panel.title, "Step to": label, "Agrees": agrees, **cells})
+            told = words if len(group.lengths) == 1 else {}
+            lines.append({"Blocks": panel.title, "Step to": label, "Agrees": agrees, **told, **cells})
     return pd.DataFrame(lines).fillna(style.NONE)
 
 

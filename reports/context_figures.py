@@ -32,7 +32,7 @@ from reports.drawing import (
     nothing_measured,
 )
 from reports.frames import TRAINING_GROUP
-from reports.quality import is_probe, task_title
+from reports.quality import UNITS, is_probe, task_title
 
 FOLDER = Path(__file__).parent.parent / "results" / "reference"
 SOURCE = "Gu and Dao, arXiv 2312.00752v2"
@@ -42,7 +42,6 @@ PUBLISHED: dict[str, tuple[str, str, str, Callable[[float], float], str]] = {
     "species": ("dna", "1.4M", "M1-T13-", lambda percent: percent / 100, "Table 13; five great apes"),
     "audio": ("audio", "~3.5M", "M1-fig7-", float, "Fig 7, digitised; YouTubeMix"),
 }
-UNITS = {"dna": "base", "audio": "sample", "speech": "sample", "language": "token"}
 CONTEXT_GROUP = [column for column in TRAINING_GROUP if column not in ("train_len", "batch")]
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t, 97.5 % quantile, of 2 to 10 seeds; more seeds take the last, which is wide for them."""

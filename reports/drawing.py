@@ -2,7 +2,8 @@
 
 A figure's rows are made first and drawn from alone, so its CSV holds exactly what is seen. Columns: model, mark, the
 x column, value, low, high, n, status, note. Marks: measured, predicted, seed, failed, slope, crossover, chance,
-train_len, parity, mean, published, launch_bound, few_samples (the last two repeat the point that they flag).
+train_len, parity, mean, published, launch_bound, few_samples, few_examples (the last three repeat the point that they
+flag).
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ PUBLISHED_MARKERS = {
     "Transformer": "s",
 }
 MANY_LABELS = 10  # from more on a legend is set smaller
-# mark -> (marker size, face, what the legend says)
+# mark -> (marker size, face, what the legend says), of what was timed and of what was scored
 FLAGS = {
     "launch_bound": (11.0, "none", "launch-bound: the host takes as long as the device"),
     "few_samples": (2.2, INK, "few samples (fewer than 5)"),
 }
+SCORE_FLAGS = {"few_examples": (3.4, "white", "fewer examples than the suite asks for")}
 COLUMNS = ["model", "mark", "seq_len", "value", "low", "high", "n", "status", "note"]
 # 900 px wide at 100 dpi is what the text sizes are meant for; the height grows with the legend and the rail, so that
 # the panel keeps its own.
@@ -215,11 +217,11 @@ def draw_curves(axes: Axes, data: pd.DataFrame, styles: Styles, x: str = "seq_le
 
 
 def draw_flags(axes: Axes, data: pd.DataFrame, x: str = "seq_len") -> list[Any]:
-    """Rings around launch-bound points and dots in points of few samples; returns what the legend says of them."""
+    """Rings around launch-bound points, dots in those of few samples or examples; returns their part of the legend."""
     from matplotlib.lines import Line2D
 
     handles = []
-    for mark, (size, face, label) in FLAGS.items():
+    for mark, (size, face, label) in (FLAGS | SCORE_FLAGS).items():
         rows = data[data["mark"] == mark]
         if rows.empty:
             continue
@@ -229,7 +231,9 @@ def draw_flags(axes: Axes, data: pd.DataFrame, x: str = "seq_len") -> list[Any]:
     return handles
 
 
-def draw_published(axes: Axes, data: pd.DataFrame, x: str = "seq_len", markersize: float = 4) -> list[Any]:
+def draw_published(
+    axes: Axes, data: pd.DataFrame, x: str = "seq_len", markersize: float = 4, zorder: float = 1.5
+) -> list[Any]:
     """Published curves, thin and grey with hollow markers; returns what the legend says of them."""
     from matplotlib.lines import Line2D
 
@@ -243,7 +247,7 @@ def draw_published(axes: Axes, data: pd.DataFrame, x: str = "seq_len", markersiz
             "markersize": markersize,
             "linewidth": 0.9,
         }
-        axes.plot(rows.sort_values(x)[x], rows.sort_values(x)["value"], zorder=1.5, **looks)
+        axes.plot(rows.sort_values(x)[x], rows.sort_values(x)["value"], zorder=zorder, **looks)
         handles.append(Line2D([], [], label=str(note), **looks))
     return handles
 

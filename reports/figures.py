@@ -11,6 +11,8 @@ import pandas as pd
 
 from reports import generation, style
 from reports.audio_figures import audio_jobs
+from reports.audio_reference import row_labels
+from reports.audio_rows import TASK as AUDIO
 from reports.context_figures import context_jobs, is_swept
 from reports.drawing import Drawing, Styles
 from reports.frames import (
@@ -27,9 +29,10 @@ from reports.frames import (
 )
 from reports.generation import GENERATION_GROUP, follows_published, phases_figure, state_figure
 from reports.language_figures import language_jobs
+from reports.logged_figures import losses_figure, validation_figure
 from reports.probe_figures import probe_jobs
 from reports.published import operator_times, throughputs, training_memory
-from reports.quality import accuracy_figure, bits_figure, is_probe, losses_figure, positions_figure, validation_figure
+from reports.quality import accuracy_figure, bits_figure, is_probe, positions_figure
 from reports.roofline import Ceilings, ceilings_of, limits_frame, roofline_figure, share_figure
 from reports.scaling import memory_figure, speedup_figure, time_figure
 from reports.speed_figures import (
@@ -127,17 +130,21 @@ def _generation(trials: pd.DataFrame) -> Iterator[Job]:
 
 def _quality(training: pd.DataFrame, scores: pd.DataFrame, styles: Styles) -> Iterator[Job]:
     yield from context_jobs(scores, styles)
+    labels = row_labels(training.loc[training["task"] == AUDIO, "model"])
     positions = positions_frame(scores)
     groups = sorted(scores.groupby(TRAINING_GROUP, dropna=False), key=lambda group: not is_probe(group[1]))
     for key, rows in groups:
         if rows["scored_len"].nunique() > 1 or not is_swept(rows, scores):
-            yield partial(accuracy_figure if is_probe(rows) else bits_figure, rows, styles)
+            if is_probe(rows):
+                yield partial(accuracy_figure, rows, styles)
+            else:
+                yield partial(bits_figure, rows, styles, labels)
         same = pd.Series(True, index=positions.index)
         for column, value in zip(TRAINING_GROUP, key, strict=True):
             # A column without a value (a probe has no source) equals nothing, itself included.
             same &= positions[column].isna() if value != value or value is None else positions[column] == value
-        yield partial(positions_figure, positions[same], styles)
-    yield partial(losses_figure, losses_frame(training), styles)
+        yield partial(positions_figure, positions[same], styles, labels)
+    yield partial(losses_figure, losses_frame(training), styles, labels)
     yield partial(validation_figure, validation_frame(training), styles)
     yield from probe_jobs(training)
     yield from language_jobs(training)

@@ -65,6 +65,7 @@ START = "init_from"
 INTERVALS = ("accuracy", "bits_per_token")
 CURVES = ("loss_curve", "validation_curve", "validation_loss_curve")
 SCORE_COLUMNS = ["scored_len", "score_status", "reason", "latency_ms", "tokens_per_s", "predicted_latency_ms"]
+SCORE_COLUMNS += ["few_examples"]
 
 
 def number(value: Any) -> float:
@@ -85,6 +86,15 @@ def interval(value: Any, name: str) -> dict[str, float]:
     parts = value if isinstance(value, Mapping) else {"value": value}
     ends = {f"{name}_{key}": number(parts.get(key)) for key in ("low", "high", "n")}
     return {name: number(parts.get("value")), **ends}
+
+
+def wanted_examples(protocol: Mapping[str, Any], seq_len: float) -> float:
+    """How many examples of a generated task a suite asks for at a length; NaN where the protocol does not say.
+
+    Scoring may end before, when its time is up.
+    """
+    least, most, tokens = (number(protocol.get(key)) for key in ("min_examples", "max_examples", "score_tokens"))
+    return float(np.maximum(least, np.minimum(most, tokens // seq_len)))
 
 
 def section_key(environment: Mapping[str, Any], env_id: str, device: str) -> str:
@@ -307,6 +317,7 @@ def _trial_row(record: Record, environments: Environments) -> dict[str, Any]:
         **{f"cost_{key}": number((metrics.get("cost") or {}).get(key)) for key in COSTS},
         "rate_unit": metrics.get("rate_unit"),
         "launch_bound": metrics.get("launch_bound") is True,
+        "resumed": bool(metrics.get("resumed_at")),
         "few_samples": bool(metrics.get("few_samples")) and bool(latency or samples(metrics.get("decode_ms"))),
         "l2_policy": metrics.get("l2_policy"),
         "warm_up_calls": metrics.get("warm_up_calls"),
@@ -365,12 +376,15 @@ def _source_name(source: Mapping[str, Any]) -> str | None:
 def _score_row(trial: Mapping[Any, Any], score: Mapping[str, Any]) -> dict[str, Any]:
     keep = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded"]
     chance = number(score.get("chance"))
+    accuracy = interval(score.get("accuracy"), "accuracy")
+    examples = number(score.get("examples", accuracy["accuracy_n"]))
     return {
         **{key: trial[key] for key in keep},
         "chance": trial["chance"] if np.isnan(chance) else chance,
         "scored_len": number(score.get("seq_len")),
         "score_status": str(score.get("status") or "ok"),
         "reason": score.get("reason"),
+        "few_examples": examples < wanted_examples(trial["protocol"], number(score.get("seq_len"))),
         "latency_ms": samples(score.get("latency_ms")),
         **{key: number(score.get(key)) for key in ("tokens_per_s", "predicted_latency_ms")},
         **{key: value for name in INTERVALS for key, value in interval(score.get(name), name).items()},

@@ -20,6 +20,7 @@ from reports.drawing import (
     Rows,
     add_legend,
     draw_curves,
+    draw_flags,
     draw_published,
     length_axis,
     new_figure,
@@ -30,6 +31,8 @@ from reports.probe_verdicts import judge_row
 from reports.quality import task_title
 
 COLUMNS, PANEL_IN, LINE_IN = 3, 2.35, 0.34
+BESIDE = 0.7
+"""Octaves beside the outermost lengths: room for half of the paper's marker."""
 PAPER = f"published ({SOURCE})"
 CAPTION = (
     "Lines are means over seeds, hollow marks the seeds; bands reach from the mean of the lower to the mean of the "
@@ -61,6 +64,9 @@ def _marks(rows: Sequence[ProbeRow]) -> pd.DataFrame:
             for run in row.runs if point.num_seeds > 1 else ():
                 if seq_len in run.scores:
                     marks.add(row.model, "seed", seq_len, run.scores[seq_len][0])
+            if point.few:
+                note = f"{point.examples:.0f} of {point.wanted:.0f} examples, of the seed that has fewest"
+                marks.add(row.model, "few_examples", seq_len, point.mean, note=note)
         for seq_len, value in (row.paper.printed if row.paper else {}).items():
             marks.add(row.model, "published", seq_len, value, note=PAPER)
     return marks.frame()
@@ -77,18 +83,21 @@ def curves_figure(table: PaperTable, rows: Sequence[ProbeRow], chance: float, se
     sheet.set_size_inches(WIDTH_IN, lines * PANEL_IN + AROUND_IN)
     lengths = data["seq_len"].tolist()
     paper: list[Any] = []
+    flags: list[Any] = []
     for index, (axes, model) in enumerate(zip(panels, models, strict=False)):
         mine = data[data["model"] == model]
         length_axis(axes, lengths, "")
+        axes.set_xlim(min(lengths) / 2**BESIDE, max(lengths) * 2**BESIDE)
         _share_axis(axes.yaxis)
         axes.set_ylim(-0.06, 1.1)
         axes.tick_params(labelsize=8)
         axes.set_title(_panel_title(model, rows, "\n"), loc="left", fontsize=9, color=INK)
         axes.axvline(table.train_len, color=INK, linewidth=0.9, linestyle="--")
         axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=":")
-        # Larger than ours, so that both are seen where they agree.
-        paper = draw_published(axes, mine, markersize=8) or paper
+        # Larger than ours and below them, the seeds too, so that all are seen where they agree.
+        paper = draw_published(axes, mine, markersize=8, zorder=0.9) or paper
         draw_curves(axes, mine, styles)
+        flags = draw_flags(axes, mine) or flags
         if index // COLUMNS == lines - 1 or index + COLUMNS >= len(models):
             axes.set_xlabel("Sequence length (1K = 1,024)", fontsize=9, color=INK)
         else:
@@ -96,7 +105,7 @@ def curves_figure(table: PaperTable, rows: Sequence[ProbeRow], chance: float, se
         axes.tick_params(labelleft=index % COLUMNS == 0)
     for axes in panels[len(models) :]:
         axes.remove()
-    add_legend(sheet, data.iloc[:0], styles, {}, [*paper, *_lines(table, chance)])
+    add_legend(sheet, data.iloc[:0], styles, {}, [*paper, *_lines(table, chance), *flags])
     return Drawing(
         name=f"paper-{table.task}", title=title, figure=sheet, data=data,
         caption=f"Accuracy against length (dashed: the training length; dotted: chance), a panel a model. {CAPTION}, "
@@ -119,16 +128,18 @@ def column_figure(table: PaperTable, rows: Sequence[ProbeRow], chance: float, se
                 axes.plot(mark["value"], line, "D", color=PUBLISHED, markerfacecolor="white", markersize=8, zorder=1.5)
             elif mark["mark"] == "seed":
                 axes.plot(mark["value"], line, look.marker, color=look.color, markerfacecolor="none", markersize=5)
-            else:
+            elif mark["mark"] == "measured":
                 axes.plot([mark["low"], mark["high"]], [line, line], color=look.color, linewidth=2.2)
                 axes.plot(mark["value"], line, look.marker, color=look.color, markersize=6)
+    where = data["model"].map({model: line for line, model in enumerate(models)})
+    flags = draw_flags(axes, data.assign(accuracy=data["value"], value=where), "accuracy")
     axes.set_yticks(range(len(models)), [_panel_title(model, rows) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.set_xlim(-0.03, 1.03)
     _share_axis(axes.xaxis)
     axes.set_xlabel("Accuracy", fontsize=10, color=INK)
     axes.axvline(chance, color=GREY, linewidth=0.9, linestyle=":")
-    add_legend(sheet, data.iloc[:0], styles, {}, [_paper_mark(), *_lines(table, chance)[1:]])
+    add_legend(sheet, data.iloc[:0], styles, {}, [_paper_mark(), *_lines(table, chance)[1:], *flags])
     return Drawing(
         name=f"paper-{table.task}", title=title, figure=sheet, data=data,
         caption=f"Accuracy at {style.length(table.train_len)}, a line a model (dotted: chance). {CAPTION}, "

@@ -18,7 +18,7 @@ import pandas as pd
 
 from reports import fits, style
 from reports.contrasts import SOLVED
-from reports.frames import interval, number
+from reports.frames import interval, number, wanted_examples
 from reports.probe_reference import PaperRow, PaperTable
 
 OPEN = ("optimizer", "betas", "grad_clip", "warmup_steps", "schedule", "loss", "task_options")
@@ -41,10 +41,13 @@ class Run:
     steps: float
     steps_asked: float
     device_s: float
-    """Its share of the time that the device was given to it."""
+    """Its share of the time that the device was given to it; at least so much, where training was resumed."""
+    resumed: bool
     validation: float
     provisional: bool
     scores: Mapping[int, tuple[float, float, float, float]]
+    wanted: Mapping[int, float]
+    """The examples that the suite asks for at each length of ``scores``; NaN where it does not say."""
     absent: Mapping[int, str]
 
     def solves(self, seq_len: int) -> bool:
@@ -71,6 +74,13 @@ class Point:
     highest: float
     num_seeds: int
     examples: float
+    """Of the seed that has fewest."""
+    wanted: float = math.nan
+
+    @property
+    def few(self) -> bool:
+        """Whether fewer examples were scored than the suite asks for: the time for it was up."""
+        return self.examples < self.wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +96,18 @@ class ProbeRow:
     runs: Sequence[Run]
     device_s: float
     """Of all runs, those at other learning rates too."""
+    resumed: bool
+    """Any of them, so that ``device_s`` is what they took at least."""
 
     @property
     def points(self) -> dict[int, Point]:
         lengths = sorted({seq_len for run in self.runs for seq_len in run.scores})
         return {
-            seq_len: _point([run.scores[seq_len] for run in self.runs if seq_len in run.scores]) for seq_len in lengths
+            seq_len: _point(
+                [run.scores[seq_len] for run in self.runs if seq_len in run.scores],
+                max(run.wanted[seq_len] for run in self.runs if seq_len in run.scores),
+            )
+            for seq_len in lengths
         }
 
     @property
@@ -157,6 +173,7 @@ def _row(model: str, paper: PaperRow | None, chosen: str, trials: Sequence[Mappi
         lrs=tuple(lrs),
         runs=[run for run in runs if run.lr == lr],
         device_s=sum(run.device_s for run in runs if math.isfinite(run.device_s)),
+        resumed=any(run.resumed for run in runs),
     )
 
 
@@ -188,15 +205,21 @@ def _run(trial: Mapping[Any, Any]) -> Run:
         steps=steps if math.isfinite(steps) else max((step for step, _ in curve), default=0.0),
         steps_asked=number(protocol.get("steps")),
         device_s=_device_s(trial),
+        resumed=trial["resumed"],
         validation=curve[-1][1] if curve else math.nan,
         provisional=provisional,
         scores=scores,
+        wanted={n: math.nan if provisional else wanted_examples(protocol, n) for n in scores},
         absent={n: str(score.get("reason") or score.get("status")) for n, score in listed.items() if n not in scores},
     )
 
 
 def _device_s(trial: Mapping[Any, Any]) -> float:
-    """Seconds of the process, divided among the seeds that shared it; of a resumed training all that it ever took."""
+    """Seconds of the process, divided among the seeds that shared it.
+
+    Of a resumed training the longer of its last process and all of its steps: no record says what earlier processes
+    took beside steps.
+    """
     together = trial["seeds_together"] if trial["seeds_together"] >= 1 else 1.0
     return float(np.fmax(trial["wall_s"], trial["train_s"])) / together
 
@@ -217,7 +240,7 @@ def _score(score: Mapping[str, Any]) -> tuple[float, float, float, float] | None
     return found["accuracy"], found["accuracy_low"], found["accuracy_high"], n
 
 
-def _point(scores: Sequence[tuple[float, float, float, float]]) -> Point:
+def _point(scores: Sequence[tuple[float, float, float, float]], wanted: float) -> Point:
     values, lows, highs, examples = zip(*scores, strict=True)
     return Point(
         mean=float(np.mean(values)),
@@ -227,6 +250,7 @@ def _point(scores: Sequence[tuple[float, float, float, float]]) -> Point:
         highest=max(values),
         num_seeds=len(values),
         examples=min(examples),
+        wanted=wanted,
     )
 
 

@@ -10,9 +10,12 @@ import pandas as pd
 from reports import fits, style
 from reports.document import Block, Heading, Paragraph, Table
 from reports.probe_reference import SOURCE, PaperTable, paper_tables
-from reports.probe_rows import ProbeRow, probe_rows, share_text
+from reports.probe_rows import Point, ProbeRow, probe_rows, share_text
 from reports.probe_verdicts import RULE, agrees, judge_row
 from reports.quality import task_title
+
+FEW = "*"
+FEW_TEXT = f"{FEW} at least one seed was asked fewer examples than the suite wants: the time for scoring was up."
 
 
 def probe_blocks(training: pd.DataFrame) -> list[Block]:
@@ -21,11 +24,15 @@ def probe_blocks(training: pd.DataFrame) -> list[Block]:
     for table in paper_tables():
         if rows := probe_rows(training, table):
             every = lengths_table(rows)
+            few = any(point.few for row in rows for point in row.points.values())
             blocks += [
                 Heading(text=f"{table.name} of the paper: {task_title(table.task).lower()}", level=3),
                 Paragraph(text=_words(training, table, rows)),
                 Table(frame=verdicts_table(rows, table)),
-                Paragraph(text=f"Accuracy in percent by length: the paper's ({SOURCE}) and the mean over our seeds."),
+                Paragraph(
+                    text=f"Accuracy in percent by length: the paper's ({SOURCE}) and the mean over our seeds."
+                    + (f" {FEW_TEXT}" if few else "")
+                ),
                 Table(frame=beside_table(rows)),
                 Table(frame=every, folded=f"All {len(every)} lengths with intervals and seeds"),
                 Paragraph(text=f"Rule: {RULE}"),
@@ -35,18 +42,21 @@ def probe_blocks(training: pd.DataFrame) -> list[Block]:
 
 def _words(training: pd.DataFrame, table: PaperTable, rows: Sequence[ProbeRow]) -> str:
     chosen = sorted({row.choices for row in rows if row.choices})
-    unit = _minutes(training)
-    spent = sum(row.device_s for row in rows) / 60
+    unit = "GPU minutes" if (training["device"] == "cuda").any() else "CPU minutes"
+    resumed = any(row.resumed for row in rows)
+    spent = minutes(sum(row.device_s for row in rows), resumed)
+    least = "; of a resumed training, which took at least that, the longer of its last process and all of its steps"
     lrs = "the learning rate is the better one on the validation split of those that were run"
     return (
         f"Trained at {style.length(table.train_len)}, batch {table.batch}; {lrs}. Chosen where the paper is silent: "
-        f"{'; or: '.join(chosen)}. {style.figure(spent)} {unit} in all: the times of the trials' processes, divided "
-        "among the seeds of each, added up, also where processes shared the device."
+        f"{'; or: '.join(chosen)}. {spent[0].upper()}{spent[1:]} {unit} in all: the times of the trials' "
+        "processes, divided among the seeds of each, added up, also where processes shared the device"
+        f"{least if resumed else ''}."
     )
 
 
-def _minutes(training: pd.DataFrame) -> str:
-    return "GPU minutes" if (training["device"] == "cuda").any() else "CPU minutes"
+def minutes(seconds: float, resumed: bool) -> str:
+    return ("at least " if resumed else "") + style.figure(seconds / 60)
 
 
 def verdicts_table(rows: Sequence[ProbeRow], table: PaperTable) -> pd.DataFrame:
@@ -69,7 +79,7 @@ def verdicts_table(rows: Sequence[ProbeRow], table: PaperTable) -> pd.DataFrame:
                     _range({run.steps for run in row.runs}), f"{row.paper.steps:,}" if row.paper else ""
                 ),
                 "Learning rate": _learning_rate(row),
-                "Minutes": style.figure(row.device_s / 60) if row.runs else style.NONE,
+                "Minutes": minutes(row.device_s, row.resumed) if row.runs else style.NONE,
                 "Why": judged.why,
             }
         )
@@ -81,7 +91,7 @@ def beside_table(rows: Sequence[ProbeRow]) -> pd.DataFrame:
     lengths = sorted({seq_len for row in rows for seq_len in [*row.points, *(row.paper.accuracy if row.paper else ())]})
     lines = []
     for row in rows:
-        ours = {seq_len: share_text(point.mean) for seq_len, point in row.points.items()}
+        ours = {n: share_text(point.mean) + (FEW if point.few else "") for n, point in row.points.items()}
         printed = row.paper.accuracy if row.paper else {}
         theirs = {seq_len: share_text(value) if math.isfinite(value) else "oom" for seq_len, value in printed.items()}
         for whose, figures in (("paper", theirs), (f"here ({len(row.runs)})", ours)):
@@ -113,12 +123,17 @@ def lengths_table(rows: Sequence[ProbeRow]) -> pd.DataFrame:
                     if point and point.num_seeds > 1
                     else style.NONE,
                     "Seeds": f"{point.num_seeds}" if point else "0",
-                    "Examples": style.figure(point.examples, 4) if point else style.NONE,
+                    "Examples": _examples(point) if point else style.NONE,
                     "Agrees": verdict,
                     "Why": "" if point else reasons.get(seq_len, "no record"),
                 }
             )
     return pd.DataFrame(lines)
+
+
+def _examples(point: Point) -> str:
+    known = style.figure(point.examples, 4)
+    return f"{known} of {style.figure(point.wanted, 4)}" if point.few else known
 
 
 def _success(row: ProbeRow, train_len: int) -> str:

@@ -1,8 +1,7 @@
-"""What a model gets right as the sequence grows: accuracy, bits per token, bits by position, training loss."""
+"""What a model gets right as the sequence grows: accuracy, bits per token, bits by position."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from reports.drawing import (
     Styles,
     add_legend,
     draw_curves,
+    draw_flags,
     draw_rail,
     length_axis,
     new_figure,
@@ -25,9 +25,12 @@ from reports.drawing import (
 )
 from reports.frames import TRAINING_GROUP
 
+Labels = Mapping[str, str]
+"""What a legend says of a model, where that is more than its name."""
 PROBES = ("selective_copying", "induction_heads")
 CLASSIFIED = ("species", "gue", "vertebrates", "genomic_benchmarks")
 """Data sets that are judged by accuracy, as the probes are."""
+UNITS = {"dna": "base", "audio": "sample", "speech": "sample", "language": "token"}
 TITLES = {"selective_copying": "Selective copying", "induction_heads": "Induction heads", "dna": "DNA", "gue": "GUE"}
 BAND = (
     "Lines are means over seeds, hollow marks the seeds; bands reach from the lowest to the highest end of the "
@@ -59,14 +62,17 @@ def accuracy_figure(scores: pd.DataFrame, styles: Styles | None = None) -> Drawi
     return _draw_lengths(rows, scores, styles, "accuracy", "accuracy against length", "Accuracy", caption)
 
 
-def bits_figure(scores: pd.DataFrame, styles: Styles | None = None) -> Drawing:
+def bits_figure(scores: pd.DataFrame, styles: Styles | None = None, labels: Labels | None = None) -> Drawing:
     """Bits per token against scored length: lower is better."""
     rows = _length_rows(scores, "bits_per_token")
     caption = f"Bits per token against the length of the context it is scored on; lower is better. {BAND}"
-    return _draw_lengths(rows, scores, styles, "bits", "bits per token against length", "Bits per token", caption)
+    what = "bits per token against length"
+    return _draw_lengths(rows, scores, styles, "bits", what, "Bits per token", caption, labels)
 
 
-def positions_figure(positions: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:
+def positions_figure(
+    positions: pd.DataFrame, styles: Styles | None = None, labels: Labels | None = None
+) -> Drawing | None:
     """Bits per token by position in the context, at the longest length that was scored; None where there is none."""
     if positions.empty:
         return None
@@ -93,11 +99,11 @@ def positions_figure(positions: pd.DataFrame, styles: Styles | None = None) -> D
                 rows.add(str(model), "seed", where, value)
     data = rows.frame()
     title = f"{task_title(str(about['task']))}: bits by position in a context of {style.length(longest)}"
-    sheet, (axes,) = new_figure(title, _subtitle(about), _stamp(positions))
+    sheet, (axes,) = new_figure(title, _subtitle(about), stamp_of(positions))
     length_axis(axes, data["position"].tolist(), "Position in the context (tokens; 1K = 1,024)")
     axes.set_ylabel("Bits per token", fontsize=10, color=INK)
     draw_curves(axes, data, styles, "position")
-    add_legend(sheet, data, styles, {})
+    add_legend(sheet, data, styles, labels or {})
     absent = sorted(set(positions["model"]) - set(data["model"]))
     caption = (
         f"Bits per token by position, at the longest scored length ({style.length(longest)}); a point stands at "
@@ -106,75 +112,8 @@ def positions_figure(positions: pd.DataFrame, styles: Styles | None = None) -> D
     )
     caption += f" Not scored at this length: {', '.join(absent)}." if absent else ""
     return Drawing(
-        name=f"positions-{about['task']}", title=title, caption=_stamped(caption, positions), figure=sheet, data=data
+        name=f"positions-{about['task']}", title=title, caption=stamped(caption, positions), figure=sheet, data=data
     )
-
-
-def losses_figure(losses: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:
-    """Training loss against step: a panel a task and protocol, a line a seed; None where none was logged."""
-    caption = "Training loss as logged, one line a seed, in the unit of the task's own loss."
-    return _logged_figure(losses, "loss", "losses", "Training loss", "Loss", caption, styles)
-
-
-def validation_figure(validation: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:
-    """Accuracy on the validation split against step, as :func:`losses_figure`; None where none was logged."""
-    caption = "Accuracy on the validation split at the training length as training goes on, one line a seed."
-    title = "Accuracy on the validation split as training goes on"
-    return _logged_figure(validation, "accuracy", "validation", title, "Accuracy", caption, styles)
-
-
-def _logged_figure(
-    logged: pd.DataFrame, column: str, name: str, title: str, label: str, caption: str, styles: Styles | None
-) -> Drawing | None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
-
-    if logged.empty:
-        return None
-    styles = styles or style.model_styles(logged["model"])
-    groups = [
-        (dict(zip(TRAINING_GROUP, key, strict=True)), rows)
-        for key, rows in logged.groupby(TRAINING_GROUP, dropna=False)
-    ]
-    groups.sort(key=lambda group: group[0]["task"] not in PROBES)
-    columns = min(2, len(groups))
-    lines = -(-len(groups) // columns)
-    stamp = _stamp(logged) if logged["embedded"].all() else "CONTAINS " + _stamp(logged) if _embedded(logged) else ""
-    sheet, panels = new_figure(title, str(groups[0][0]["section"]), stamp, lines, columns)
-    drawn = []
-    for axes, (about, rows) in zip(panels, groups, strict=False):
-        models = sorted(rows["model"].unique())
-        for (model, _), line in rows.groupby(["model", "trial_id"]):
-            line = line.sort_values("step")
-            look = styles[str(model)]
-            width = 2.4 - 1.4 * models.index(model) / max(len(models) - 1, 1)  # coincident curves stay visible
-            axes.plot(line["step"], line[column], color=look.color, linestyle=look.line, linewidth=width)
-        mark = f" · {style.STAMP.lower()}" if _embedded(rows) else ""
-        axes.set_title(f"{_panel_title(about, groups)}{mark}", loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("Step", fontsize=10, color=INK)
-        axes.set_ylabel(label, fontsize=10, color=INK)
-        if column == "accuracy":
-            axes.set_ylim(-0.03, 1.03)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        elif (low := float(rows[column].min())) < rows[column].max() / 2:
-            axes.set_ylim(bottom=min(0.0, low))  # else the curves would lie flat at the top
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        drawn.append(rows.assign(mark=column, status="ok"))
-    for axes in panels[len(groups) :]:
-        axes.remove()
-    about_run = ["section", "task", "train_len", "source", "variant", "model", "seed", "trial_id"]
-    data = pd.concat(drawn)[[*about_run, "mark", "status", "step", column]].reset_index(drop=True)
-    add_legend(sheet, data, styles, {})
-    return Drawing(name=name, title=title, caption=_stamped(caption, logged), figure=sheet, data=data)
-
-
-def _panel_title(about: Mapping[str, Any], groups: list[tuple[dict[str, Any], pd.DataFrame]]) -> str:
-    """The task and its training length; what else tells it from panels that would read alike."""
-    title = f"{task_title(str(about['task']))} at {style.length(about['train_len'])}"
-    alike = [other for other, _ in groups if (other["task"], other["train_len"]) == (about["task"], about["train_len"])]
-    varied = [key for key in TRAINING_GROUP if len({str(other[key]) for other in alike}) > 1]
-    # A panel holds so many characters, and a protocol that differs in much is longer.
-    return "\n".join(textwrap.wrap(", ".join([title, *(str(about[key]) for key in varied)]), 60, max_lines=2))
 
 
 def _length_rows(scores: pd.DataFrame, metric: str) -> Rows:
@@ -196,6 +135,9 @@ def _length_rows(scores: pd.DataFrame, metric: str) -> Rows:
         if len(seeds) > 1:
             for value in seeds[metric]:
                 rows.add(str(model), "seed", where, value)
+        # Of generated tasks: of the others there may be no more examples.
+        if seeds["few_examples"].any() and seeds["task"].iloc[0] in PROBES:
+            rows.add(str(model), "few_examples", where, seeds[metric].mean(), note="of one of the seeds at least")
     for row in scores[scores["score_status"] != "ok"].to_dict("records"):
         rows.add(
             row["model"],
@@ -209,7 +151,14 @@ def _length_rows(scores: pd.DataFrame, metric: str) -> Rows:
 
 
 def _draw_lengths(
-    rows: Rows, scores: pd.DataFrame, styles: Styles | None, metric: str, what: str, label: str, caption: str
+    rows: Rows,
+    scores: pd.DataFrame,
+    styles: Styles | None,
+    metric: str,
+    what: str,
+    label: str,
+    caption: str,
+    labels: Labels | None = None,
 ) -> Drawing:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import PercentFormatter
@@ -217,7 +166,7 @@ def _draw_lengths(
     about, styles = _one_group(scores), styles or style.model_styles(scores["model"])
     data = rows.frame()
     title = f"{task_title(str(about['task']))}: {what}"
-    sheet, (axes,) = new_figure(title, _subtitle(about), _stamp(scores))
+    sheet, (axes,) = new_figure(title, _subtitle(about), stamp_of(scores))
     length_axis(axes, data["seq_len"].tolist())
     axes.set_ylabel(label, fontsize=10, color=INK)
     if metric == "accuracy":
@@ -242,12 +191,13 @@ def _draw_lengths(
             Line2D([], [], color=GREY, linewidth=1.1, linestyle=":", label=f"chance ({style.percent(row['value'])})")
         )
     draw_curves(axes, data, styles)
+    extra += draw_flags(axes, data)
     if not (data["mark"] == "measured").any():
         nothing_measured(axes)
     draw_rail(axes, data, styles)
-    add_legend(sheet, data, styles, {}, extra)
+    add_legend(sheet, data, styles, labels or {}, extra)
     return Drawing(
-        name=f"{metric}-{about['task']}", title=title, caption=_stamped(caption, scores), figure=sheet, data=data
+        name=f"{metric}-{about['task']}", title=title, caption=stamped(caption, scores), figure=sheet, data=data
     )
 
 
@@ -270,17 +220,17 @@ def _subtitle(about: Mapping[str, Any]) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def _embedded(frame: pd.DataFrame) -> bool:
+def is_embedded(frame: pd.DataFrame) -> bool:
     return bool(frame["embedded"].any())
 
 
-def _stamp(frame: pd.DataFrame) -> str:
-    return style.STAMP if _embedded(frame) else ""
+def stamp_of(frame: pd.DataFrame) -> str:
+    return style.STAMP if is_embedded(frame) else ""
 
 
-def _stamped(caption: str, frame: pd.DataFrame) -> str:
+def stamped(caption: str, frame: pd.DataFrame) -> str:
     return (
         f"{style.STAMP}: the project's own stand-in, not the published data set. {caption}"
-        if _embedded(frame)
+        if is_embedded(frame)
         else caption
     )

@@ -24,7 +24,8 @@ FAMILIES = {
     "lstm": ("#A8A800", "<"),
     "hybrid": ("#882255", "*"),
 }
-OTHERS = [("#3B9C8F", "d"), ("#9C3B66", ">"), ("#4B4BA8", "H"), ("#7A8C31", "8"), ("#B0741A", "P"), ("#2F6E3A", "X")]
+# None is close to those of the three baselines.
+OTHERS = [("#662211", "d"), ("#9C3B66", ">"), ("#4B4BA8", "H"), ("#7A8C31", "8"), ("#B0741A", "P"), ("#334411", "X")]
 # Lines of variants; never plain dashes, which are for predictions.
 DASHDOT, DOTTED, DASHDOTDOT = (0, (6, 1.5, 1, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5, 1, 1.5))
 # An operator that is timed on its own looks like the family that it is the core of: family, a shade of its colour,
@@ -44,6 +45,8 @@ OPERATORS: dict[str, tuple[str, str, str, Any]] = {
 }
 ATTENTION = "transformer"
 VARIANT_LINES = (DASHDOT, DOTTED, DASHDOTDOT)
+# Toward black or white, and how far; a light dotted line is hard to see.
+VARIANT_TONES = ((0, 0.4), (255, 0.3), (0, 0.65))
 ATTENTION_PREFIXES = ("attention", "gpt", "pythia", "llama", "opt")
 SIZES = [
     "tiny",
@@ -120,7 +123,10 @@ def size_order(name: str) -> tuple[int, float]:
 
 
 def model_styles(models: Iterable[str]) -> dict[str, ModelStyle]:
-    """A colour and marker for each family, a shade for each of its sizes; families that are not fixed take turns."""
+    """A colour and marker for each family, a shade for each of its sizes; families that are not fixed take turns.
+
+    A variant has a line of its own, and a tone of its own beside its family or another variant.
+    """
     names = sorted(set(models))
     others = sorted({kin(name) for name in names} - set(FAMILIES))
     looks = FAMILIES | {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(others)}
@@ -132,8 +138,12 @@ def model_styles(models: Iterable[str]) -> dict[str, ModelStyle]:
             styles[name] = ModelStyle(color=color, marker=marker, line=line)
             continue
         sizes = sorted({size_order(other) for other in names if family(other) == family(name)})
-        variants = sorted({family(other) for other in names if kin(other) == kin(name)} - {kin(name)})
+        families = {family(other) for other in names if kin(other) == kin(name) and other not in OPERATORS}
+        variants = sorted(families - {kin(name)})
         line = "-" if family(name) == kin(name) else VARIANT_LINES[variants.index(family(name)) % len(VARIANT_LINES)]
+        order = sorted(families, key=lambda own: (own in variants, own)).index(family(name))
+        if order:
+            color = _toward(color, *VARIANT_TONES[(order - 1) % len(VARIANT_TONES)])
         styles[name] = ModelStyle(color=_shade(color, sizes.index(size_order(name))), marker=marker, line=line)
     return styles
 
@@ -141,9 +151,13 @@ def model_styles(models: Iterable[str]) -> dict[str, ModelStyle]:
 def _shade(color: str, order: int) -> str:
     """The colour itself for the smallest size, then alternately darker and lighter."""
     toward, amount = (0, 0.35) if order % 2 else (255, 0.4)
-    weight = 0.0 if order == 0 else min(amount + 0.1 * (order // 2), 0.7)
+    return _toward(color, toward, 0.0 if order == 0 else min(amount + 0.1 * (order // 2), 0.7))
+
+
+def _toward(color: str, end: int, weight: float) -> str:
+    """A share of the way to black (0) or white (255)."""
     parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(part + (toward - part) * weight):02X}" for part in parts)
+    return "#" + "".join(f"{round(part + (end - part) * weight):02X}" for part in parts)
 
 
 def printable(text: str) -> str:

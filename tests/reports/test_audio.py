@@ -9,10 +9,12 @@ import pytest
 import record_builder as builder
 
 from reports import audio_figures, audio_tables, frames
-from reports.audio_reference import MAMBA_S4, REFERENCE, ablation_panels, context_curves
+from reports.audio_reference import ALL, MAMBA_S4, REFERENCE, ablation_panels, context_curves, row_labels
 from reports.audio_rows import Bits, audio_groups, difference
 from reports.audio_tables import EQUAL, effect
 from reports.context_figures import published_points
+from reports.document import Heading, Table
+from reports.figures import all_figures
 
 SOURCE = {"name": "audio v1", "kind": "data root", "sha256": "ab" * 32}
 
@@ -124,3 +126,75 @@ def test_the_ablation_is_drawn_where_two_of_its_rows_are():
     assert here["low"].notna().all() and paper["low"].isna().all()
     assert not list(audio_figures.audio_jobs(*frames_of([r for r in records if r["trial"]["model"] == MAMBA_S4])))
     assert not list(audio_figures.audio_jobs(*frames_of(builder.sweep())))
+
+
+# ---- of a single length
+
+
+def at_one_length(*, seeds=(0,), add=1.0, without=()):
+    records = papers_own(add=add, seeds=seeds)
+    return [r for r in records if r["trial"]["seq_len"] == 2**15 and r["trial"]["model"] not in without]
+
+
+def test_an_ablation_of_one_length_has_its_tables_and_the_words_of_the_rule():
+    blocks = audio_tables.audio_blocks(*frames_of(at_one_length()))
+    headings = [block.text for block in blocks if isinstance(block, Heading)]
+    beside, steps = [block.frame for block in blocks if isinstance(block, Table)]
+    assert headings == ["Raw audio: bits per sample at 32K"]
+    assert set(beside["In the paper"]) == {
+        label if panel.title == ALL else f"{label}, {panel.title}"
+        for panel in ablation_panels() for label, (model, _) in panel.rows.items()
+        if panel.title == ALL or model != MAMBA_S4
+    }  # fmt: skip
+    rows = steps[steps["Blocks"] == ALL]
+    assert (rows["Here"] == rows["In the paper"]).all() and set(rows["Agrees"]) == {"1 of 1"}
+    assert audio_tables.RULE in "".join(getattr(block, "text", "") for block in blocks)
+
+
+def test_models_of_one_length_that_are_no_ablation_make_no_group():
+    assert not groups_of(trial("mamba-tiny", 2048, 2.0), trial("s4d-tiny", 2048, 2.1))
+    assert not groups_of(trial(MAMBA_S4, 2048, 2.0))
+    assert len(groups_of(trial("s4d-unet8x4", 2048, 2.0), trial("mamba-unet8x4", 2048, 2.1))) == 1
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_at_one_length_every_row_is_a_line_of_points_with_intervals(seeds):
+    records = at_one_length(seeds=seeds, without=["mamba_complex-unet8x4"])
+    oom = trial("mamba-unet8x4", 2**15, 0, status="oom")
+    records = [oom, *(r for r in records if r["trial"]["model"] != "mamba-unet8x4")]
+    (job,) = audio_figures.audio_jobs(*frames_of(records))
+    drawing = job()
+    left, right = ablation_panels()
+    here, paper = (drawing.data[drawing.data["note"].str.startswith(f"{w}, {ALL}")] for w in ("here", "the paper"))
+    assert list(dict.fromkeys(here["model"])) == list(paper["model"]) == list(left.rows)
+    measured = here[here["mark"] == "measured"]
+    assert (measured["low"] <= measured["value"]).all() and (measured["value"] <= measured["high"]).all()
+    assert (measured["low"] < measured["high"]).all() or len(seeds) > 1  # here seeds are alike
+    assert (here["mark"] == "seed").sum() == (len(measured) * len(seeds) if len(seeds) > 1 else 0)
+    failed = here[here["mark"] == "failed"].set_index("model")["status"]
+    assert dict(failed) == {"Mamba (S6)": "oom", "+ complex": "not run"}
+    assert paper["value"].tolist() == [curve[2**15] for _, curve in left.rows.values()]
+    axes = drawing.figure.axes[0]
+    names = [label.get_text().split("\n") for label in axes.get_yticklabels()]
+    assert names == [[label, model] for label, (model, _) in left.rows.items()]
+    points = {(float(x), float(y)) for line in axes.get_lines() for x, y in zip(*line.get_data(), strict=True)}
+    lines = {label: number for number, label in enumerate(left.rows)}
+    assert {(row["value"], lines[row["model"]]) for row in measured.to_dict("records")} <= points
+    assert len(drawing.figure.axes) == 4 and len(drawing.figure.axes[2].get_yticklabels()) == len(right.rows)
+
+
+def test_legends_of_an_ablation_name_the_papers_rows():
+    models = [model for panel in ablation_panels() for model in panel.models]
+    assert row_labels(models)["mamba_complex-unet8x4"] == "mamba_complex-unet8x4: + complex"
+    assert set(row_labels([*models, "mamba-tiny"])) == set(models)
+    assert not row_labels(["mamba-unet8x4", "mamba_complex-unet3x16"])
+    records = at_one_length()
+    for record in records:
+        bins = [{"start": start, "stop": 2 * start, **builder.bits(5.0, n=8)} for start in (64, 128)]
+        record["metrics"]["scores"][0]["bits_by_position"] = bins
+        record["metrics"]["loss_curve"] = [[step, 5.0 - step / 100] for step in range(5, 105, 5)]
+    training, scores = frames_of(records)
+    drawings = {d.name: d for d in all_figures(frames.speed_frame(training), training, scores)}
+    for name in ("losses", "bits-audio", "positions-audio"):
+        legend = [text.get_text() for text in drawings[name].figure.legends[0].get_texts()]
+        assert set(row_labels(models).values()) <= set(legend), name

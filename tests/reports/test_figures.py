@@ -10,10 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import record_builder as builder
+from matplotlib.lines import Line2D
 
 from reports import frames, style
 from reports.drawing import Drawing
-from reports.figures import all_figures, bits_figure, memory_figure, positions_figure, speedup_figure, time_figure
+from reports.figures import (
+    accuracy_figure,
+    all_figures,
+    bits_figure,
+    losses_figure,
+    memory_figure,
+    positions_figure,
+    speedup_figure,
+    time_figure,
+)
+from reports.logged_figures import FILLS, MARKS, SEED_WIDTH, validation_figure
 from reports.page import Section
 
 
@@ -203,6 +214,111 @@ def test_looks_are_fixed_by_the_family() -> None:
     few, many = style.model_styles(["mamba-tiny"]), style.model_styles(["a-b", "mamba-tiny", "s4d-base", "zeta"])
     assert few["mamba-tiny"] == many["mamba-tiny"]
     assert len({(look.color, look.marker) for look in many.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        ("mamba-unet8x4", "mamba_complex-unet8x4"),
+        ("mamba-tiny", "mamba-small", "mamba_complex-tiny", "mamba_complex-small"),
+        ("transformer-tiny", "transformer_alibi-tiny", "transformer_absolute-tiny", "transformer_xpos-tiny"),
+        ("transformer-tiny", "gpt_neox-tiny", "pythia-160m", "llama-1b"),
+        ("mamba_complex-tiny", "mamba_real-tiny"),
+    ],
+)
+def test_relatives_in_one_figure_are_told_apart(models: tuple[str, ...]) -> None:
+    looks = style.model_styles(models)
+    assert len({look.marker for look in looks.values()}) == 1
+    assert len({(look.color, str(look.line)) for look in looks.values()}) == len(models)
+    for one, other in combinations(models, 2):
+        if style.family(one) != style.family(other) and style.size(one) == style.size(other):
+            assert looks[one].color != looks[other].color and looks[one].line != looks[other].line
+
+
+def test_a_variant_without_relatives_has_its_familys_colour() -> None:
+    alone = style.model_styles(["mamba_complex-unet3x16", "s4d-unet3x16"])["mamba_complex-unet3x16"]
+    assert (alone.color, alone.marker) == style.FAMILIES["mamba"]
+
+
+def _lab(color: str) -> np.ndarray:
+    """CIE L*a*b* of #RRGGBB, in which a distance of 2 is just seen."""
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]]
+    x, y, z = np.cbrt(np.array(to_xyz) @ linear / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_families_that_are_not_fixed_are_far_from_the_baselines() -> None:
+    for name, (other, _) in product(("mamba", "transformer", "s4d"), style.OTHERS):
+        distance = np.linalg.norm(_lab(style.FAMILIES[name][0]) - _lab(other))
+        assert distance > 25, (name, other, distance)
+
+
+def _logged(seeds: int, points: int = 60) -> list[Drawing]:
+    """Losses and accuracies of two models whose curves coincide."""
+    curve = [[step, 1.0] for step in range(1, points + 1)]
+    records = [
+        builder.training(model, task, seed, loss_curve=curve, validation_curve=curve)
+        for model, task, seed in product(
+            ("mamba-tiny", "mamba_complex-tiny"), ("induction_heads", "audio"), range(seeds)
+        )
+    ]
+    training = frames.training_frame(frames.trials_frame(records))
+    found = losses_figure(frames.losses_frame(training)), validation_figure(frames.validation_frame(training))
+    return [drawing for drawing in found if drawing is not None]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_marks_of_logged_curves_stand_apart_and_are_those_of_the_legend(seeds: int) -> None:
+    for drawing in _logged(seeds):
+        shown = {(line.get_color(), line.get_marker()) for line in drawing.figure.legends[0].get_lines()}
+        for axes in drawing.figure.axes:
+            lines = axes.get_lines()
+            assert len(lines) == 2 * seeds
+            assert {(line.get_color(), line.get_marker()) for line in lines} <= shown
+            places = [place for line in lines for place in line.get_markevery()]
+            assert len(places) == len(set(places)) == len(lines) * MARKS
+            for one, other in product(lines, lines):
+                assert one.get_linewidth() >= other.get_linewidth() or one.get_zorder() > other.get_zorder()
+
+
+def _filling(line: Line2D) -> tuple[str, bool]:
+    return str(line.get_fillstyle()), line.get_markerfacecolor() == "white"
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, len(FILLS), len(FILLS) + 1])
+def test_seeds_of_a_logged_curve_are_told_apart_where_the_legend_names_them(seeds: int) -> None:
+    for drawing in _logged(seeds):
+        legend = drawing.figure.legends[0]
+        named = [text.get_text() for text in legend.get_texts() if text.get_text().startswith("seed ")]
+        told = 1 < seeds <= len(FILLS)
+        assert named == ([f"seed {seed}" for seed in range(seeds)] if told else [])
+        for axes in drawing.figure.axes:
+            fillings = {_filling(line) for line in axes.get_lines()}
+            assert len(fillings) == (seeds if told else 1)
+            assert all(line.get_linewidth() <= SEED_WIDTH for line in axes.get_lines()) or seeds == 1
+
+
+def test_losses_have_a_unit() -> None:
+    labels = {axes.get_title(loc="left"): axes.get_ylabel() for axes in _logged(1)[0].figure.axes}
+    assert labels == {"Induction heads at 256": "Loss (nats)", "Audio at 256": "Loss (nats per sample)"}
+
+
+@pytest.mark.parametrize(("task", "flagged"), [("induction_heads", True), ("species", False)])
+def test_accuracies_of_fewer_examples_than_asked_for_are_marked(task: str, flagged: bool) -> None:
+    scores = [
+        {"seq_len": seq_len, "status": "ok", "accuracy": builder.share(0.5, n), "examples": n}
+        for seq_len, n in ((256, 64), (1024, 16), (4096, 3))
+    ]
+    record = builder.training("a", task, scores=scores)
+    record["trial"]["protocol"] |= {"min_examples": 4, "max_examples": 64, "score_tokens": 2**14}
+    frame = frames.scores_frame(frames.training_frame(frames.trials_frame([record])))
+    assert list(frame["few_examples"]) == [False, False, True]
+    drawing = accuracy_figure(frame)
+    assert list(drawing.data.loc[drawing.data["mark"] == "few_examples", "seq_len"]) == ([4096] if flagged else [])
+    named = any("fewer examples" in text.get_text() for text in drawing.figure.legends[0].get_texts())
+    assert named == flagged
 
 
 def test_no_global_pyplot_state_is_touched(drawings: dict[str, Drawing]) -> None:

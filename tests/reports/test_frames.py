@@ -31,6 +31,20 @@ def test_a_trial_that_the_end_of_its_run_cut_is_no_time_out_of_a_figure() -> Non
     assert set(frames.speed_frame(trials)["seq_len"]) == {2048}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "seq_len", "expected"),
+    [
+        ({"min_examples": 8, "max_examples": 256, "score_tokens": 2**18}, 64, 256),
+        ({"min_examples": 8, "max_examples": 256, "score_tokens": 2**18}, 4096, 64),
+        ({"min_examples": 8, "max_examples": 256, "score_tokens": 2**18}, 2**20, 8),
+        ({"min_examples": 256, "max_examples": 256, "score_tokens": 2**16}, 2**20, 256),
+    ],
+)
+def test_a_suite_asks_for_so_many_examples(protocol: dict[str, int], seq_len: int, expected: int) -> None:
+    assert frames.wanted_examples(protocol, seq_len) == expected
+    assert all(math.isnan(frames.wanted_examples({**protocol, key: None}, seq_len)) for key in protocol)
+
+
 @pytest.mark.parametrize("value", [None, True, "12", float("nan"), float("inf"), {}])
 def test_what_is_no_number_is_nan(value: object) -> None:
     assert math.isnan(frames.number(value))

@@ -11,9 +11,11 @@ import record_builder as builder
 
 from reports import frames, probe_figures, probe_tables
 from reports.contrasts import SOLVED
+from reports.drawing import PUBLISHED
 from reports.probe_reference import FOLDER, paper_tables
 from reports.probe_rows import Point, ProbeRow, Run, choose_lr, probe_rows
 from reports.probe_verdicts import MARGIN, MIN_SHARE, agrees, judge_row
+from reports.style import FAMILIES
 
 HEADS, COPYING = paper_tables()
 OPTIONS = {"vocab_size": 16, "loss": "answer"}
@@ -227,6 +229,22 @@ def test_minutes_are_shared_by_the_seeds_of_a_process_and_grow_with_resumption()
     assert row_of("mamba-probe64", resumed).device_s == pytest.approx(500.0)
 
 
+def test_minutes_of_a_resumed_training_are_the_least_that_it_took():
+    whole, resumed = probe("mamba-probe64"), probe("h3-probe128")
+    resumed["metrics"] |= {"train_s": 600.0, "resumed_at": [4096]}
+    rows = [row for row in probe_rows(training_of(whole, resumed), HEADS) if row.runs]
+    minutes = probe_tables.verdicts_table(rows, HEADS).set_index("Model")["Minutes"]
+    assert dict(minutes) == {"mamba-probe64": "2", "h3-probe128": "at least 10"}
+    words = {True: "At least 12 GPU minutes in all", False: "2 GPU minutes in all"}
+    for records in ([whole], [whole, resumed]):
+        said = "".join(getattr(block, "text", "") for block in probe_tables.probe_blocks(training_of(*records)))
+        assert words[len(records) > 1] in said and ("of a resumed" in said) == (len(records) > 1)
+    # The other learning rate's run counts too.
+    other = probe("mamba-probe64", lr=2e-4, validation=0.1)
+    other["metrics"]["resumed_at"] = [4096]
+    assert row_of("mamba-probe64", whole, other).resumed
+
+
 # ---- tables and figures
 
 
@@ -250,3 +268,61 @@ def test_figures_hold_both_curves_and_need_scores():
     assert set(data.loc[data["mark"] == "published", "model"]) == set(HEADS.rows)
     assert len(data[(data["model"] == "mamba-probe64") & (data["mark"] == "measured")]) == 15
     assert not list(probe_figures.probe_jobs(training_of(*builder.sweep())))
+
+
+@pytest.fixture
+def drawn():
+    """Three seeds of Mamba, of which one fails everywhere; absolute positions with few examples at 32K."""
+    few = {"min_examples": 256, "max_examples": 256, "score_tokens": 2**16}
+    printed = HEADS.rows["mamba-probe64"].printed
+    records = [probe("mamba-probe64", seed=seed, **few) for seed in range(2)]
+    records.append(probe("mamba-probe64", seed=2, accuracy=dict.fromkeys(printed, 0.07), **few))
+    absolute = probe("transformer_absolute-probe128", accuracy={256: 1.0, 2**15: 0.15}, **few)
+    absolute["metrics"]["scores"][-1] |= {"examples": 32, "accuracy": builder.share(0.15, 32)}
+    training = training_of(*records, absolute)
+    (job,) = probe_figures.probe_jobs(training)
+    return training, job()
+
+
+def test_seeds_are_drawn_above_the_papers_marks(drawn):
+    axes = drawn[1].figure.axes[0]
+    (paper,) = [line for line in axes.get_lines() if line.get_color() == PUBLISHED]
+    assert len(axes.collections) == 2  # the band and the seeds
+    ours = [line for line in axes.get_lines() if line.get_color() == FAMILIES["mamba"][0]]
+    assert ours and all(artist.get_zorder() > paper.get_zorder() for artist in [*ours, *axes.collections])
+    seeds = {tuple(point) for point in axes.collections[-1].get_offsets().tolist()}
+    assert {(seq_len, 1.0) for seq_len in HEADS.rows["mamba-probe64"].printed} <= seeds
+
+
+def test_no_mark_is_cut_at_an_edge(drawn):
+    sheet = drawn[1].figure
+    sheet.draw_without_rendering()
+    for axes in sheet.axes:
+        panel = axes.get_window_extent()
+        for line in axes.get_lines():
+            if line.get_transform() != axes.transData or line.get_marker() == "None":
+                continue
+            half = math.sqrt(2) * line.get_markersize() / 2 * sheet.dpi / 72  # of a diamond
+            for x, y in axes.transData.transform(line.get_xydata()):
+                assert panel.x0 <= x - half and x + half <= panel.x1 and panel.y0 <= y - half and y + half <= panel.y1
+
+
+def test_scores_of_few_examples_are_marked(drawn):
+    training, drawing = drawn
+    marked = drawing.data[drawing.data["mark"] == "few_examples"]
+    assert [(row["model"], row["seq_len"]) for row in marked.to_dict("records")] == [
+        ("transformer_absolute-probe128", 2**15)
+    ]
+    assert "32 of 256" in marked["note"].iloc[0]
+    assert any("fewer examples" in text.get_text() for text in drawing.figure.legends[0].get_texts())
+    rows = probe_rows(training, HEADS)
+    cells = probe_tables.beside_table(rows).set_index(["Model", "Whose (seeds)"])
+    assert cells.loc[("transformer_absolute-probe128", "here (1)"), "32K"] == f"15.0{probe_tables.FEW}"
+    assert not cells.drop(columns="32K").astype(str).apply(lambda column: column.str.contains(r"\*")).any().any()
+    every = probe_tables.lengths_table(rows)
+    assert list(every.loc[every["Examples"].str.contains("of"), "Examples"]) == ["32 of 256"]
+    texts = "".join(getattr(block, "text", "") for block in probe_tables.probe_blocks(training))
+    assert probe_tables.FEW_TEXT in texts
+    assert probe_tables.FEW_TEXT not in "".join(
+        getattr(block, "text", "") for block in probe_tables.probe_blocks(training_of(probe("mamba-probe64")))
+    )

@@ -254,7 +254,7 @@ def test_families_have_colours_of_their_own() -> None:
     looks = style.model_styles([f"{name}-130m" for name in style.FAMILIES])
     assert len({look.color for look in looks.values()}) == len(style.FAMILIES)
     variants = style.model_styles(["transformer-tiny", "transformer_alibi-tiny", "transformer_xpos-tiny"])
-    assert len({look.color for look in variants.values()}) == 1
+    assert len({look.marker for look in variants.values()}) == 1
     assert len({str(look.line) for look in variants.values()}) == 3
 
 
