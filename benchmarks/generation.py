@@ -43,7 +43,8 @@ DEFAULT_SEARCH_S = 60.0
 """What a search may take where the protocol has no ``search_budget_s``; the probe that crosses it still ends."""
 OWN_SAMPLE_MS = 1e4
 """A generation of the largest batch that took longer is its own sample. It is the first of its batch, but its step is
-captured by then and kernels are chosen; on an H200 first generations of 4 s and 21 s took 5 % and 0.2 % longer."""
+captured by then and kernels are chosen; on an H200 first prompts of 4 s and 21 s took 5 % and 0.2 % longer than those
+that were timed after them."""
 HOST_SHARE, DEVICE_SHARE = 0.8, 0.97
 """Of the memory available when the search begins: a CPU must not begin to swap, a GPU's limit is hard."""
 

@@ -223,7 +223,7 @@ def summarise(counts: Mapping[str, int]) -> str:
     """``98 ok, 6 skipped``."""
     return (
         ", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=lambda kv: -kv[1]))
-        or "nothing to do"
+        or "nothing was run"
     )
 
 

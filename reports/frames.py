@@ -64,8 +64,9 @@ GROUPED = ("level", "source", "tokens", "width", "d_state", "head_dim", "loop", 
 START = "init_from"
 INTERVALS = ("accuracy", "bits_per_token")
 CURVES = ("loss_curve", "validation_curve", "validation_loss_curve")
-SCORE_COLUMNS = ["scored_len", "score_status", "reason", "latency_ms", "tokens_per_s", "predicted_latency_ms"]
-SCORE_COLUMNS += ["few_examples"]
+SCORE_COLUMNS = [
+    "scored_len", "score_status", "reason", "latency_ms", "tokens_per_s", "predicted_latency_ms", "few_examples",
+]  # fmt: skip
 
 
 def number(value: Any) -> float:
