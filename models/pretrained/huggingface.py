@@ -120,6 +120,12 @@ class HuggingFaceModel(Model):
         """transformers' cache with the tensors of ``states`` as its storage."""
         from transformers.cache_utils import Cache, LinearAttentionLayer, StaticLayer
 
+        class EmptyLayer(StaticLayer):
+            """Its length is known without a look at the tensor: no wait for the device, and fake tensors will do."""
+
+            def get_seq_length(self) -> int:
+                return 0
+
         layers: list[Any] = []
         for state in states:
             if self.is_recurrent:
@@ -132,7 +138,7 @@ class HuggingFaceModel(Model):
                 source = state["conv"]
             else:
                 source = state["keys"]
-                layer = StaticLayer(max_cache_len=source.shape[2])
+                layer = (EmptyLayer if is_empty else StaticLayer)(max_cache_len=source.shape[2])
                 layer.keys, layer.values, layer.cumulative_length = source, state["values"], state["length"]
                 layer.batch_size, layer.num_heads, _, layer.k_head_dim = source.shape
                 layer.v_head_dim, layer.is_initialized = layer.k_head_dim, True

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_model
@@ -157,6 +158,23 @@ def test_a_step_reads_no_value(written, name, implementation):
         if "length" in states[0]:
             with pytest.raises(DataDependentOutputException):
                 states[0]["length"].item()
+
+
+@loads
+@torch.no_grad()
+def test_a_prompt_reads_no_value(written, name, implementation):
+    """A host that asks for one waits for the device, and no prediction can be made of what depends on it."""
+
+    class Forbid(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    model, _ = load_pretrained(written[name][0], implementation=implementation)
+    states = model.init_state(2, 24)
+    with Forbid():
+        logits = model.prefill(tokens(2, 16), states)
+    assert (logits - model(tokens(2, 16))[:, -1]).abs().max() < 1e-4
 
 
 @loads
