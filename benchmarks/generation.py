@@ -31,7 +31,7 @@ from benchmarks.generation_search import (
 from benchmarks.generation_times import host_times, sample_loop, throughput
 from harness import Trial, Unsupported, WrongOutput
 from harness.clocks import L2_POLICY, time_once_ms
-from harness.environment import ClockReading
+from harness.gpu_clocks import ClockReading
 from harness.memory import available_memory_bytes, keep_freed_memory, memory_of
 from harness.prediction import Prediction, predict
 from harness.worker import Report

@@ -1,6 +1,7 @@
 """Imported by the forkserver of a CUDA run: mamba-ssm takes seconds to import, and every trial needs it.
 
-Importing it does not start CUDA; a fork after that could not use the GPU.
+So does Triton's key, which every process would work out before its first kernel: a hash of its library of 400 MB.
+Nothing of this starts CUDA; a fork after that could not use the GPU.
 """
 
 import contextlib
@@ -15,4 +16,6 @@ import_fused_block()
 for module in ("ssd_combined", "mamba3.mamba3_siso_combined"):  # their choices are taken over where they are imported
     with contextlib.suppress(ImportError, OSError):
         importlib.import_module(f"{autotuning.PACKAGE}.{module}")
+with contextlib.suppress(ImportError, AttributeError):
+    importlib.import_module("triton.runtime.cache").triton_key()  # it remembers what it returns
 assert not torch.cuda.is_initialized()

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.speed import run_speed
 from benchmarks.training import run_training
-from harness import Trial, Unsupported
+from harness import Trial, Unsupported, gpu_clocks
 from harness.memory import load_libraries
 from harness.worker import Report
 from models.ops import autotuning
@@ -43,6 +43,7 @@ def start_cuda() -> None:
     """
     if torch.cuda.is_available():
         load_libraries(torch.device("cuda"))
+        gpu_clocks.connect()
 
 
 def execute(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:

@@ -86,8 +86,15 @@ def _compile_by(command: Sequence[str], limit: float) -> str:
     deadline = time.monotonic() + limit
     num_children = min(len(os.sched_getaffinity(0)), MAX_CHILDREN)
     shares = [[*command, str(i), str(num_children)] for i in range(num_children)]
-    # A configuration that does not compile is one that the autotuner leaves out: only the run's failure counts.
+    # A configuration that does not compile is one that the autotuner leaves out, and a share that ends early only makes
+    # the run longer: that one's failure counts.
     ended = run_within(shares, limit)
+    if early := [child for child in ended if child.status not in (0, LEFT_OUT)]:
+        print(
+            f"{len(early)} of {num_children} processes that compile kernels ahead ended early, the first with exit "
+            f"status {early[0].status}: {early[0].last_words}",
+            file=sys.stderr,
+        )
     (run,) = run_within([command], deadline - time.monotonic())
     if run.status:
         return f"compiling its kernels failed with exit status {run.status}: {run.last_words}"
@@ -199,6 +206,8 @@ class Share:
         key = (*(named[name] for name in kernel.keys if name in named), *dtypes)
         signature = tuple(_specialised(name, value) for name, value in named.items())
         chosen = kernel.cache.get(key)
+        # Callers read a block's size off it, for the shape of what comes after.
+        kernel.best_config = kernel.configs[0] if chosen is None else chosen
         if chosen is None and self._untuned.setdefault((id(kernel), *key), signature) != signature:
             self.left_out = True
             return

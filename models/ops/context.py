@@ -27,6 +27,9 @@ class OpReport:
     """Filled while the operators run."""
 
     verify: bool | Policy
+    is_later: bool = False
+    waiting: list[tuple[str, Callable[[], float]]] = field(default_factory=list)
+    """Operators and checks that :meth:`run_waiting` runs; each holds what its call was given and what it gave."""
     calls: dict[str, int] = field(default_factory=dict)
     """Operator -> how often it ran."""
     checked_calls: dict[str, int] = field(default_factory=dict)
@@ -38,6 +41,20 @@ class OpReport:
     forward_flops: float = 0.0
     backward_flops: float = 0.0
 
+    def run_waiting(self) -> None:
+        """Compare what waited for it, and let the tensors go."""
+        while self.waiting:
+            self.compare(*self.waiting.pop(0))
+
+    def compare(self, op: str, check: Callable[[], float]) -> None:
+        # What a check computes with is checked in turn, but it is not what ran.
+        with observing(verify=True) as nested, torch.no_grad():
+            nested.errors[op] = check()
+        for name, error in nested.errors.items():
+            # A NaN must not lose against a number in max().
+            previous = self.errors.get(name, 0.0)
+            self.errors[name] = error if error != error or error > previous else previous
+
     def kernel_of(self, op: str) -> str:
         """What a message calls the kernel whose error is known."""
         return self.backends.get(op, "in another operator's reference")
@@ -47,10 +64,11 @@ _report: ContextVar[OpReport | None] = ContextVar("seqbench_op_report", default=
 
 
 @contextmanager
-def observing(*, verify: bool | Policy = False) -> Iterator[OpReport]:
+def observing(*, verify: bool | Policy = False, later: bool = False) -> Iterator[OpReport]:
     """Collect what the operators report; with ``verify``, check a slice of every call's output, or of those that a
-    policy chooses."""
-    report = OpReport(verify=verify)
+    policy chooses. With ``later`` checks wait for :meth:`OpReport.run_waiting`: calls take their own time then, and
+    their tensors' memory is held."""
+    report = OpReport(verify=verify, is_later=later)
     token = _report.set(report)
     try:
         yield report
@@ -104,14 +122,10 @@ def observe(
         return
     chosen = report.verify is True or report.verify(op, index)
     report.checked_calls[op] = report.checked_calls.get(op, 0) + chosen
-    if chosen:
-        # What a check computes with is checked in turn, but it is not what ran.
-        with observing(verify=True) as nested, torch.no_grad():
-            nested.errors[op] = check()
-        for name, error in nested.errors.items():
-            # A NaN must not lose against a number in max().
-            previous = report.errors.get(name, 0.0)
-            report.errors[name] = error if error != error or error > previous else previous
+    if chosen and report.is_later:
+        report.waiting.append((op, check))
+    elif chosen:
+        report.compare(op, check)
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -18,7 +18,7 @@ from benchmarks.suite_trials import Selection, expand
 from benchmarks.suites import load_suite
 from benchmarks.workloads import Workload, build_workload
 from harness import Trial, Unsupported, WrongOutput
-from models.ops.context import observe, observing
+from models.ops.context import OpReport, observe, observing
 
 RUNS_ON_CPU = [name for name, operator in OPERATORS.items() if operator.only_on != "cuda"]
 SIZES = {"width": 32, "d_state": 4, "head_dim": 16}
@@ -209,12 +209,38 @@ def test_a_wrong_first_or_last_block_is_seen_at_any_length(wrong, seen, monkeypa
 
     workload = Workload(call=twelve_blocks, forward=twelve_blocks)
     if not seen:
-        assert verify_speed(trial, workload, {"mixer": 12}).checked_calls == {"mixer": MIN_CHECKED_CALLS}
+        assert verify_speed(trial, workload, _twelve_calls()).checked_calls == {"mixer": MIN_CHECKED_CALLS}
         with pytest.raises(WrongOutput, match="mixer"):
             verify_speed(trial, workload)  # of operators whose calls nobody counted every one is checked
         return
     with pytest.raises(WrongOutput, match="mixer"):
-        verify_speed(trial, workload, {"mixer": 12})
+        verify_speed(trial, workload, _twelve_calls())
+
+
+def _twelve_calls() -> OpReport:
+    return OpReport(verify=False, calls={"mixer": 12})
+
+
+@pytest.mark.parametrize("name", RUNS_ON_CPU)
+def test_what_a_first_call_gave_is_checked_without_another(name, monkeypatch):
+    trial = speed_trial(name, "operator")
+    workload = build_workload(trial)
+    with observing(verify=True, later=True) as first:
+        workload.call()
+    assert not first.errors  # nothing was compared while it ran
+    again = verify_speed(trial, workload)
+    monkeypatch.setattr(workload, "forward", lambda: pytest.fail("it ran before"))
+    checked = verify_speed(trial, workload, first)
+    assert (checked.errors, checked.checked_calls) == (again.errors, again.checked_calls)
+    assert not checked.waiting  # its tensors are let go
+
+
+def test_a_wrong_first_call_gets_no_speed():
+    with observing(verify=True, later=True) as first:
+        observe("scan", "kernel", check=lambda: 0.5)
+    workload = Workload(call=lambda: None, forward=lambda: None)
+    with pytest.raises(WrongOutput, match="scan"):
+        verify_speed(speed_trial("selective_scan", "operator"), workload, first)
 
 
 def test_phases_account_for_the_time_of_a_trial():

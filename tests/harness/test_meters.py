@@ -1,12 +1,16 @@
 """The meters measure what is known beforehand."""
 
+import sys
 import time
+import types
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, Timing, calls_per_sample, issue_times_ms, time_calls
-from harness.environment import ClockReading, gpu_clocks, nvidia_smi, parse_clocks
+from harness.environment import nvidia_smi
+from harness.gpu_clocks import ClockReading, connect, gpu_clocks, parse_clocks
 from harness.memory import host_peak, memory_of
 from harness.outcomes import Unpredictable
 from harness.prediction import StorageTracker, predict
@@ -164,6 +168,14 @@ def test_launch_bound_is_where_the_host_takes_as_long_as_the_device():
     assert time_calls(lambda: None, CPU, budget_s=0.01).launch_bound is None
 
 
+@pytest.fixture
+def no_nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    connect.cache_clear()
+    yield
+    connect.cache_clear()
+
+
 def test_clock_reasons_are_words():
     reading = parse_clocks("1980 MHz, 3201 MHz, 41, 612.30 W, 0x0000000000000024\n")
     assert reading["clocks.sm"] == "1980 MHz"
@@ -175,7 +187,7 @@ def test_clock_reasons_are_words():
 
 
 @pytest.mark.parametrize("known", ["clocks_event_reasons.active", "clocks_throttle_reasons.active", "neither"])
-def test_drivers_of_either_name_and_of_none_are_understood(tmp_path, monkeypatch, known):
+def test_drivers_of_either_name_and_of_none_are_understood(no_nvml, tmp_path, monkeypatch, known):
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
         "#!/bin/sh\n"
@@ -189,7 +201,70 @@ def test_drivers_of_either_name_and_of_none_are_understood(tmp_path, monkeypatch
     assert reading.get("throttle_reasons") == (None if known == "neither" else ["software power cap"])
 
 
-def test_without_nvidia_smi_there_is_no_reading(tmp_path, monkeypatch):
+class _Nvml(types.ModuleType):
+    """What the bindings of NVML give, of two GPUs; a driver without reasons lacks the function for them."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __init__(self, *, is_broken: bool = False) -> None:
+        super().__init__("pynvml")
+        self.is_broken = is_broken
+
+    def nvmlInit(self):
+        if self.is_broken:
+            raise self.NVMLError("driver not loaded")
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return uuid
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):
+        return {1: 1980, 2: 3201}[kind]
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):
+        return {0: 41, 1: 42, "GPU-b": 43}[handle]
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return 612_300
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
+        return 0x24
+
+
+@pytest.mark.parametrize(("visible", "temperature"), [("", "41"), ("1,0", "42"), ("GPU-b", "43"), ("MIG-a", "41")])
+def test_nvml_is_read_like_nvidia_smi(no_nvml, tmp_path, monkeypatch, visible, temperature):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setitem(sys.modules, "pynvml", _Nvml())
+    assert ClockReading().read() == {
+        "clocks.sm": "1980 MHz",
+        "clocks.mem": "3201 MHz",
+        "temperature.gpu": temperature,
+        "power.draw": "612.30 W",
+        "throttle_reasons": ["software power cap", "software thermal slowdown"],
+    }
+
+
+@pytest.mark.parametrize("fault", ["no driver", "no such function", "no such GPU"])
+def test_where_nvml_does_not_work_nvidia_smi_is_asked(no_nvml, tmp_path, monkeypatch, fault):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "1 MHz, 2 MHz, 3, 4 W, 0x4"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    nvml = _Nvml(is_broken=fault == "no driver")
+    if fault == "no such function":
+        monkeypatch.delattr(_Nvml, "nvmlDeviceGetPowerUsage")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "nonsense" if fault == "no such GPU" else "")
+    assert ClockReading().read()["clocks.sm"] == "1 MHz"
+
+
+def test_without_nvidia_smi_there_is_no_reading(no_nvml, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_clocks() == {}
 

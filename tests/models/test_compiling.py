@@ -46,10 +46,11 @@ def test_a_failure_says_why_and_leaves_the_others_alone():
     assert outcomes == [(0, ""), (3, "no such kernel"), (0, "")]
 
 
-def test_shares_may_fail_but_the_last_child_must_not(tmp_path):
+def test_shares_may_fail_but_the_last_child_must_not(tmp_path, capsys):
     log = tmp_path / "log"
-    only_whole = shell(f'echo "$1/$2" >> {log}; test -z "$1"')
+    only_whole = shell(f'echo "$1/$2" >> {log}; test -z "$1" || {{ echo no room >&2; exit 5; }}')
     assert asked_again(only_whole) == ""
+    assert "ended early, the first with exit status 5: no room" in capsys.readouterr().err
     shares = min(2, len(os.sched_getaffinity(0)))
     assert sorted(log.read_text().split()) == ["/", *(f"{i}/{shares}" for i in range(shares))]
     only_shares = shell('test -n "$1" || { echo out of memory >&2; exit 1; }')
@@ -165,6 +166,15 @@ def shares_of(num_children: int, calls: list[tuple[int, int]], chosen: dict[tupl
         left_out.add(share.left_out)
     assert left_out == {not chosen and len({batch for _, batch in calls}) > 1}
     return shares
+
+
+@pytest.mark.parametrize("chosen", [{}, {(128,): Config(7)}])
+def test_a_caller_may_ask_which_configuration_ran(chosen):
+    kernel = Autotuned(3)
+    kernel.cache = chosen
+    compile_share([kernel], 0, 1)
+    kernel[(1,)]("x", 128, 1, BLOCK=64)
+    assert kernel.best_config is (chosen[128,] if chosen else kernel.configs[0])
 
 
 @pytest.mark.parametrize("num_children", [1, 2, 5, 12])
