@@ -29,6 +29,7 @@ from benchmarks.generation_search import (
     search_largest,
 )
 from benchmarks.generation_times import host_times, sample_loop, throughput
+from benchmarks.speed import phase
 from harness import Trial, Unsupported, WrongOutput
 from harness.clocks import L2_POLICY, time_once_ms
 from harness.gpu_clocks import ClockReading
@@ -42,9 +43,9 @@ from models.ops.selective_scan import force_backend
 DEFAULT_SEARCH_S = 60.0
 """What a search may take where the protocol has no ``search_budget_s``; the probe that crosses it still ends."""
 OWN_SAMPLE_MS = 1e4
-"""A generation of the largest batch that took longer is its own sample. It is the first of its batch, but its step is
-captured by then and kernels are chosen; on an H200 first prompts of 4 s and 21 s took 5 % and 0.2 % longer than those
-that were timed after them."""
+"""A captured generation of the largest batch that took longer is its own sample. It is the first of its batch, but its
+step is captured by then and kernels are chosen; on an H200 first prompts of 4 s and 21 s took 5 % and 0.2 % longer than
+those that were timed after them. A loop that is not captured allocates as it goes, and is sampled once it has."""
 HOST_SHARE, DEVICE_SHARE = 0.8, 0.97
 """Of the memory available when the search begins: a CPU must not begin to swap, a GPU's limit is hard."""
 
@@ -56,9 +57,9 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
     has ``new_tokens``, ``loop`` and ``sample_budget_s``. Metrics: ``prefill_ms`` and ``decode_ms`` (of all N steps)
     for each sample, ``tokens_per_s`` (B N over the sum of their medians), ``decode_tokens_per_s``, the memory of a
     whole generation with the weights, ``state_bytes`` of the whole batch, ``params``, ``first_call_ms`` (of the first
-    prefill of this batch), ``capture_ms``, ``l2_policy``; the host's time (:func:`host_times`) where it is another
-    than the device's; ``largest_batch`` and ``search`` where it was searched for, and ``sampled_in_search`` where a
-    generation of the search was long enough to be the sample (:data:`OWN_SAMPLE_MS`).
+    prefill of this batch), ``capture_ms``, ``l2_policy``, ``phases_s``; the host's time (:func:`host_times`) where it
+    is another than the device's; ``largest_batch`` and ``search`` where it was searched for, and ``sampled_in_search``
+    where a generation of the search was long enough to be the sample (:data:`OWN_SAMPLE_MS`).
 
     Raises:
         Unsupported: a loop that cannot run this model here.
@@ -68,18 +69,21 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
     loop_class, device = find_loop(trial, wrapped=trial.model in GPT_NEOX), torch.device(trial.device)
     model = build_generation_model(trial)
     metrics: dict[str, Any] = {"params": model.num_params}
-    if trial.batch:
-        generated = _generate(trial, model, loop_class, trial.batch)
-    else:
-        generated, about_search = _largest(trial, model, loop_class)
-        metrics |= about_search
+    phases_s: dict[str, float] = {}
+    with phase("memory" if trial.batch else "search", phases_s):
+        if trial.batch:
+            generated = _generate(trial, model, loop_class, trial.batch)
+        else:
+            generated, about_search = _largest(trial, model, loop_class)
+            metrics |= about_search
     batch = len(generated.prompt_BL)
     metrics |= generated.metrics
     allocator = keep_freed_memory()
     # Asked for now, so that the check's work covers the asking.
     clocks_before = ClockReading() if device.type == "cuda" else None
-    errors = verify(trial, model, loop_class)
-    errors["tokens"] = check_tokens(trial, model, generated.prompt_BL, generated.tokens_BN)
+    with phase("check", phases_s):
+        errors = verify(trial, model, loop_class)
+        errors["tokens"] = check_tokens(trial, model, generated.prompt_BL, generated.tokens_BN)
     metrics["max_relative_error"] = max(errors.values())
     metrics["state_bytes"] = model.state_bytes(trial.seq_len + trial.protocol["new_tokens"], batch=batch)
     backend = generated.backend | _describe(trial, model, loop_class) | {"host_allocator": allocator}
@@ -88,12 +92,14 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
     report({**metrics, "backend": backend})
 
     new_tokens = trial.protocol["new_tokens"]
-    if trial.batch or generated.sample.total_ms < OWN_SAMPLE_MS:
-        loop = loop_class(model, generated.prompt_BL, new_tokens)
-        samples = sample_loop(loop, trial.protocol["sample_budget_s"])
-    else:
+    if not trial.batch and loop_class.captured and generated.sample.total_ms >= OWN_SAMPLE_MS:
         samples = [generated.sample]
         metrics["sampled_in_search"] = True
+    else:
+        with phase("timing", phases_s):
+            loop = loop_class(model, generated.prompt_BL, new_tokens)
+            samples = sample_loop(loop, trial.protocol["sample_budget_s"])
+    metrics["phases_s"] = phases_s
     metrics |= throughput(samples, batch=batch, new_tokens=new_tokens)
     metrics |= host_times(samples, new_tokens)
     metrics["l2_policy"] = L2_POLICY

@@ -32,8 +32,8 @@ kernel."""
 
 MIN_CALLS = {"cpu": {"forward": 6.5, "train": 8.0}, "cuda": {"forward": 3.5, "train": 3.0}}
 """What a trial costs at the least, in calls. On a GPU a first one, on which kernels are chosen; the check, which an
-operator's forward does without, and one sample. On a CPU a memory pass (one call, or two train steps) on fresh pages, which takes about 2.5 times as long, the
-check, a warm-up and one sample."""
+operator's forward does without, and one sample. On a CPU a memory pass (one call, or two train steps) on fresh pages,
+which takes about 2.5 times as long, the check, a warm-up and one sample."""
 
 
 def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict
     if on_gpu:
         load_libraries(device)
     held_before = torch.cuda.memory_allocated(device) if on_gpu else 0
-    with _phase("first_call" if on_gpu else "memory", phases_s):
+    with phase("first_call" if on_gpu else "memory", phases_s):
         metrics: dict[str, Any] = dict(memory_of(build_and_call, device))
     metrics["first_call_ms"] = round(call_ms[0], 3)
     (workload,) = built
     allocator = keep_freed_memory()
     # Asked for now, so that the check's work covers the asking.
     clocks_before = ClockReading() if on_gpu else None
-    with _phase("check", phases_s):
+    with phase("check", phases_s):
         checked = verify(trial, workload, ran_first.pop())
     metrics["checked_calls"] = {op: f"{count} of {checked.calls[op]}" for op, count in checked.checked_calls.items()}
     metrics["max_relative_error"] = max(checked.errors.values(), default=0.0)
@@ -86,7 +86,7 @@ def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict
         metrics["gpu_clocks"] = {"before": clocks_before.read()}
     report({**metrics, "backend": backend})
 
-    with _phase("timing", phases_s), allocator_peak(device, above=held_before) as peak:
+    with phase("timing", phases_s), allocator_peak(device, above=held_before) as peak:
         # A CPU's pages are fresh again after the memory pass, and the check has no backward to warm up.
         timing = time_calls(workload.call, device, budget_s=trial.protocol["sample_budget_s"], warmed_up=on_gpu)
     metrics |= peak
@@ -121,7 +121,8 @@ def _timing_metrics(trial: Trial, workload: Workload, timing: Timing) -> dict[st
 
 
 @contextmanager
-def _phase(name: str, into: dict[str, float]) -> Iterator[None]:
+def phase(name: str, into: dict[str, float]) -> Iterator[None]:
+    """Note how many seconds the block took."""
     began = time.perf_counter()
     yield
     into[name] = round(time.perf_counter() - began, 6)
