@@ -96,6 +96,8 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
         samples = [generated.sample]
         metrics["sampled_in_search"] = True
     else:
+        if not trial.batch:
+            free_memory(device)  # what the check left would break up a memory that the largest batch needs whole
         with phase("timing", phases_s):
             loop = loop_class(model, generated.prompt_BL, new_tokens)
             samples = sample_loop(loop, trial.protocol["sample_budget_s"])

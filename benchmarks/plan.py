@@ -79,6 +79,7 @@ class RunSettings:
 def plan_trials(trials: Sequence[SuiteTrial], settings: RunSettings) -> list[PlannedTrial]:
     """Plan trials, cheap ones first. Nothing is allocated: costs come from fake tensors."""
     torch.set_num_threads(len(settings.cores))  # scratch buffers of CPU kernels grow with it
+    scan_kernel.ensure_built()  # so that no trial's clock or fork sees the compiler
     ids = trial_ids(trials)
     costs = _costs([item.trial for item in trials], ids, num_cores=len(settings.cores))
     planned = [_plan(item, settings, trial_id, cost) for item, trial_id, cost in zip(trials, ids, costs, strict=True)]

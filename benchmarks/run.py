@@ -24,7 +24,6 @@ from harness.runner import CostModel, Executor, Progress, measure_matmul_rate, r
 from harness.supervisor import Supervisor, settle_imports
 from harness.trials import format_length
 from harness.units import PlannedTrial
-from models.ops import scan_kernel
 from tasks import describe_source
 
 MEMORY_MARGIN = 0.85
@@ -74,8 +73,6 @@ def _expanded(suite: Suite, selection: Selection, options: RunOptions) -> list[S
     sources = {task: source_identity(task, options.settings) for task in sorted(wanted)}
     for task in options.settings.sources or {}:
         describe_source(task, options.settings.data_root, (options.settings.sources or {})[task])
-    # Built now, so that no trial's clock or fork sees the compiler.
-    scan_kernel.ensure_built()
     settle_imports(_TARGET, _PRELOAD[options.device])  # planning may be the first to have processes forked
     return expand(suite, selection, device=options.device, source_of=sources)
 

@@ -18,7 +18,7 @@ from typing import TextIO
 from harness import Trial
 from harness.environment import gpu_as_told
 from models import family
-from models.ops.compiling import LEFT_OUT, compile_share, die_with_parent, integer_kind, why_not_compiled
+from models.ops.compiling import ALL_CHOSEN, LEFT_OUT, compile_share, die_with_parent, integer_kind, why_not_compiled
 
 TOKENS = 2**14
 """Enough to fill a GPU; at the lengths where it is not full, launches take the time."""
@@ -79,7 +79,8 @@ def tuning_trials(trials: Iterable[Trial]) -> list[Trial]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """In a child process: run the calls that are timed, and keep what was chosen; with i and n only compile a share.
 
-    Exits with :data:`models.ops.compiling.LEFT_OUT` where the share left something out.
+    Exits with :data:`models.ops.compiling.LEFT_OUT` where the share left something out, and with
+    :data:`models.ops.compiling.ALL_CHOSEN` where there was nothing to choose.
     """
     import torch
 
@@ -99,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for trial in trials:
             run_kernels(trial)
             torch.cuda.synchronize()
-    if share and mine.left_out:
-        sys.exit(LEFT_OUT)
+    if share and (mine.left_out or mine.all_chosen):
+        sys.exit(LEFT_OUT if mine.left_out else ALL_CHOSEN)
 
 
 def run_kernels(trial: Trial) -> None:

@@ -3,9 +3,10 @@
 Triton compiles the configurations that an autotuned kernel chooses from one after the other, on a kernel's first call:
 minutes, on one core, inside whatever was to be measured. Here as many children as there are cores compile a share of
 them each, into Triton's cache on disk, without launching anything; then one child runs the kernels as they are, which
-shows that they run. Where it had choices to make, the children compile once more: the shapes that waited for them. At
-the limit all of them are killed. What came of it is noted in Triton's cache, so that no process waits for the same
-limit twice. The caller's own process still times the configurations, on its first call, unless choices are remembered.
+shows that they run, unless every choice was known. Where it had choices to make, the children compile once more: the
+shapes that waited for them. At the limit all of them are killed. What came of it is noted in Triton's cache, so that no
+process waits for the same limit twice. The caller's own process still times the configurations, on its first call,
+unless choices are remembered.
 """
 
 import ctypes
@@ -32,6 +33,8 @@ MAX_CHILDREN = 16
 """Each holds a CUDA context, some hundred MiB of the GPU's memory."""
 LEFT_OUT = 17
 """The exit status of a share which left shapes out whose configuration nobody has chosen yet."""
+ALL_CHOSEN = 18
+"""The exit status of a share whose kernels' configurations had all been chosen before, so that none need be timed."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -57,7 +60,7 @@ def why_not_compiled(command: tuple[str, ...], key: tuple[str, ...]) -> str:
 
     Args:
         command: runs the kernels once. With two numbers more, i and n, it only compiles the i-th of n shares
-            (:func:`compile_share`).
+            (:func:`compile_share`), and may end with :data:`LEFT_OUT` or :data:`ALL_CHOSEN`.
         key: what the result holds for: versions, the GPU.
     """
     limit = limit_s()
@@ -89,7 +92,9 @@ def _compile_by(command: Sequence[str], limit: float) -> str:
     # A configuration that does not compile is one that the autotuner leaves out, and a share that ends early only makes
     # the run longer: that one's failure counts.
     ended = run_within(shares, limit)
-    if early := [child for child in ended if child.status not in (0, LEFT_OUT)]:
+    if all(child.status == ALL_CHOSEN for child in ended):
+        return ""
+    if early := [child for child in ended if child.status not in (0, LEFT_OUT, ALL_CHOSEN)]:
         print(
             f"{len(early)} of {num_children} processes that compile kernels ahead ended early, the first with exit "
             f"status {early[0].status}: {early[0].last_words}",
@@ -195,6 +200,8 @@ class Share:
         self.i = i
         self.left_out = False
         """Whether a shape waits for a choice."""
+        self.all_chosen = True
+        """Whether every kernel that was called had its choice made before."""
         self._turns = itertools.cycle(range(n))
         self._dealt: dict[tuple[object, ...], int] = {}
         self._untuned: dict[tuple[object, ...], tuple[object, ...]] = {}
@@ -206,6 +213,7 @@ class Share:
         key = (*(named[name] for name in kernel.keys if name in named), *dtypes)
         signature = tuple(_specialised(name, value) for name, value in named.items())
         chosen = kernel.cache.get(key)
+        self.all_chosen &= chosen is not None
         # Callers read a block's size off it, for the shape of what comes after.
         kernel.best_config = kernel.configs[0] if chosen is None else chosen
         if chosen is None and self._untuned.setdefault((id(kernel), *key), signature) != signature:

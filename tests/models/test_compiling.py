@@ -65,6 +65,16 @@ def test_what_was_left_out_is_compiled_once_the_choices_are_made(tmp_path):
     assert sorted(log.read_text().split()) == sorted([*shares, "run", *shares])
 
 
+@pytest.mark.parametrize(("of_the_first", "ran"), [(compiling.ALL_CHOSEN, False), (0, True), (3, True)])
+def test_where_all_choices_are_known_nothing_is_run(tmp_path, of_the_first, ran):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two shares")
+    log = tmp_path / "log"
+    script = f'echo "${{1:-run}}" >> {log}; case "$1" in 0) exit {of_the_first};; 1) exit {compiling.ALL_CHOSEN};; esac'
+    assert asked_again(shell(script)) == ""
+    assert ("run" in log.read_text().split()) is ran
+
+
 def test_what_is_done_is_not_done_again_unless_a_version_changes(tmp_path):
     log = tmp_path / "log"
     command = shell(f"echo >> {log}")
@@ -153,7 +163,7 @@ class Autotuned:
 
 def shares_of(num_children: int, calls: list[tuple[int, int]], chosen: dict[tuple[int, ...], Config]):
     """What each child compiles of a kernel of nine configurations and one of two, when each is called so."""
-    shares, left_out = [], set()
+    shares, left_out, all_chosen = [], set(), set()
     for i in range(num_children):
         kernels = [Autotuned(size) for size in (9, 2)]
         for kernel in kernels:
@@ -164,6 +174,8 @@ def shares_of(num_children: int, calls: list[tuple[int, int]], chosen: dict[tupl
                 kernel[(1,)]("x", size, batch, BLOCK=64)
         shares.append([kernel.compiled for kernel in kernels])
         left_out.add(share.left_out)
+        all_chosen.add(share.all_chosen)
+    assert all_chosen == {bool(chosen)}
     assert left_out == {not chosen and len({batch for _, batch in calls}) > 1}
     return shares
 
