@@ -1,8 +1,9 @@
 """Runs measurements, each in a fresh process forked from a server that has imported torch already.
 
-Where starting a device takes long, the next measurement's process starts it while the present one still prepares; no
-measurement takes its times meanwhile. The supervisor sleeps until a message, an exit or the time limit wakes it. It
-kills whole process groups, and it types every end: a measurement can fail in any way without ending the sweep.
+Where starting a device takes long, the next measurement's process starts it while the present one still prepares, and
+the one before, if it held little of the device, lets go of it; no measurement takes its times meanwhile. The supervisor
+sleeps until a message, an exit or the time limit wakes it. It kills whole process groups, and it types every end: a
+measurement can fail in any way without ending the sweep.
 """
 
 import contextlib
@@ -25,6 +26,9 @@ from harness.worker import Limits, run_in_child
 _TAIL_CHARS = 2000
 _EXIT_GRACE_S = 5.0
 """A child that has sent its outcome gets this long to exit before it is killed."""
+_LITTLE_BYTES = 2**32
+"""A process that reserved no more of a GPU's memory may end while the next one prepares. That takes an H200's driver
+0.12 s."""
 _WARM_UP_S = 10.0
 """A measurement waits for the next one's process to be ready no longer than this."""
 
@@ -75,6 +79,7 @@ class Supervisor:
         # reads those of finished ones.
         self._bookkeeping = threading.Lock()
         self._running: set[int] = set()
+        self._leaving: list[_Child] = []
         self._standby: _Child | None = None
         self._standby_lock = threading.Lock()
         settle_imports(target, preload)
@@ -84,15 +89,20 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="seqbench-") as scratch:
             stderr_path = Path(scratch) / "stderr"
             oom_kills = _oom_kill_count()
-            started = time.monotonic()
+            started, leaves_alone = time.monotonic(), False
             child = self._hand_over((payload, limits, str(stderr_path)))
             process = child.process
             try:
                 end, partial = self._follow(child.pipe, started + limits.time_s)
                 timed_out = end is None and time.monotonic() >= started + limits.time_s
-                wait([process.sentinel], timeout=0 if timed_out else _EXIT_GRACE_S)
+                if leaves_alone := end is not None and _held_little(end):
+                    with self._standby_lock:
+                        self._leaving.append(child)
+                else:
+                    wait([process.sentinel], timeout=0 if timed_out else _EXIT_GRACE_S)
             finally:
-                self._end(child)
+                if not leaves_alone:
+                    self._end(child)
             wall_s = time.monotonic() - started
             tail = _tail(stderr_path)
             if end is None:
@@ -114,8 +124,9 @@ class Supervisor:
             _kill_group(pid)
 
     def close(self) -> None:
-        """End the process that waits for a next measurement."""
+        """End the process that waits for a next measurement, and see the last one off."""
         with self._standby_lock:
+            self._see_off()
             if self._standby is not None:
                 self._end(self._standby)
                 self._standby = None
@@ -167,17 +178,30 @@ class Supervisor:
                     return content, partial
                 if kind == "partial":
                     partial.update(content)
-                    self._let_standby_settle()
+                    self._let_others_settle()
                     pipe.send("go on")
             except (EOFError, OSError):
                 return None, partial
         return None, partial
 
-    def _let_standby_settle(self) -> None:
+    def _see_off(self) -> None:
+        while self._leaving:
+            child = self._leaving.pop()
+            wait([child.process.sentinel], timeout=_EXIT_GRACE_S)
+            self._end(child)
+
+    def _let_others_settle(self) -> None:
+        """Until nobody starts or stops a device."""
         with self._standby_lock:
+            self._see_off()
             standby = self._standby
             if standby is not None and not standby.is_ready:
                 standby.is_ready = standby.pipe.poll(_WARM_UP_S) and _is_usable(standby)
+
+
+def _held_little(end: Mapping[str, Any]) -> bool:
+    """Of a GPU; a measurement that does not say may have held anything."""
+    return end.get("metrics", {}).get("peak_reserved_bytes", _LITTLE_BYTES + 1) <= _LITTLE_BYTES
 
 
 def _is_usable(child: _Child) -> bool:

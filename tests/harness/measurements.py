@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,19 @@ def _times(report: Report) -> Mapping[str, Any]:
     began = time.monotonic()
     report({})
     return {"metrics": {"warmed_at": _warmed_at, "began": began, "alone_from": time.monotonic()}}
+
+
+def _leave_slowly(report: Report) -> Mapping[str, Any]:
+    return _hold(2**20)
+
+
+def _leave_slowly_with_much(report: Report) -> Mapping[str, Any]:
+    return _hold(2**40)
+
+
+def _hold(reserved_bytes: int) -> Mapping[str, Any]:
+    threading.Thread(target=time.sleep, args=(0.5,)).start()  # its end is waited for, as a device's is
+    return {"metrics": {"pid": os.getpid(), "peak_reserved_bytes": reserved_bytes}}
 
 
 def _pid(report: Report) -> Mapping[str, Any]:

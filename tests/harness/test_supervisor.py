@@ -127,6 +127,23 @@ def test_the_next_process_warms_up_meanwhile_and_nobody_reports_before_it_has(pr
     assert second["began"] < third["warmed_at"] < second["alone_from"]
 
 
+def test_who_held_little_leaves_while_the_next_one_prepares_and_is_gone_before_it_reports(prepared):
+    supervisor = prepared("warm_up")
+    leaving = run(supervisor, "leave_slowly").metrics["pid"]
+    assert _is_alive(leaving)
+    assert run(supervisor, "times").status == "ok"
+    assert not _is_alive(leaving)
+    last = run(supervisor, "leave_slowly").metrics["pid"]
+    supervisor.close()
+    assert not _is_alive(last)
+    assert not supervisor._running
+
+
+def test_who_held_much_is_gone_before_the_next_one_begins(prepared):
+    supervisor = prepared("warm_up")
+    assert not _is_alive(run(supervisor, "leave_slowly_with_much").metrics["pid"])
+
+
 def test_a_process_that_dies_warming_up_is_replaced_by_a_cold_one(prepared):
     supervisor = prepared("warm_up_that_fails")
     assert [run(supervisor, "succeed").status for _ in range(3)] == ["ok"] * 3
