@@ -12,12 +12,14 @@ import pandas as pd
 
 from reports import frames, style
 from reports.audio_clips import MAX_BYTES, MAX_CLIPS, ClipGroup, audio_records, clip_groups, section_of, start_of
+from reports.audio_reference import SOURCE, published_speech
 from reports.audio_spectrograms import spectrogram_figure
 from reports.document import Block, Heading, Paragraph, Sound, Sounds, Table
 
 TITLE = "Raw audio, generated"
 _LOOPS = {"cuda_graph": "CUDA graphs", "eager": "eager"}
 _SCORES = {"fid": "FID", "inception_score": "IS", "modified_inception_score": "mIS", "am_score": "AM"}
+_PUBLISHED = {"fid": "FID", "is": "IS", "mis": "mIS", "am": "AM"}
 
 
 def audio_generation_blocks(
@@ -43,7 +45,13 @@ def audio_generation_blocks(
     ]
     scores = speech_table(found, environments)
     if len(scores):
-        blocks += [Paragraph(text="Generated digits, heard by the suite's own classifier."), Table(frame=scores)]
+        blocks += [
+            Paragraph(
+                text="Generated digits, heard by the suite's own classifier. The published rows below were trained on "
+                "SC09 and heard by another: the order of models may be compared, a score may not."
+            ),
+            Table(frame=pd.concat([scores, published_speech_table()], ignore_index=True)),
+        ]
     groups = clip_groups(found, environments)
     for group in groups:
         blocks += [
@@ -120,7 +128,7 @@ def _first(value: Any) -> float:
 
 
 def speech_table(records: Sequence[frames.Record], environments: frames.Environments) -> pd.DataFrame:
-    """Scores of generated digits; a line a trial that has them."""
+    """Scores of generated digits; a line a trial that has them. FID and AM are better where lower."""
     lines = []
     for record in records:
         scores = (record.get("metrics") or {}).get("speech_metrics") or {}
@@ -128,4 +136,16 @@ def speech_table(records: Sequence[frames.Record], environments: frames.Environm
             figures = {name: style.figure(frames.number(scores.get(key))) for key, name in _SCORES.items()}
             who = {"Where": section_of(record, environments), "Model": str(record["trial"]["model"])}
             lines.append(who | figures | {"Clips": str(scores.get("clips", style.NONE))})
+    return pd.DataFrame(lines)
+
+
+def published_speech_table() -> pd.DataFrame:
+    """Table 4 of the paper in the columns of :func:`speech_table`; its NLL belongs to trainings."""
+    where = f"published, {SOURCE}, table 4"
+    lines = [
+        {"Where": where, "Model": row["model"] + ("" if row["params"] == "-" else f", {row['params']}")}
+        | {name: row.get(key, style.NONE) for key, name in _PUBLISHED.items()}
+        | {"Clips": style.NONE}
+        for row in published_speech()
+    ]
     return pd.DataFrame(lines)

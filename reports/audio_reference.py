@@ -99,6 +99,17 @@ def _curves(prefix: str, models: Mapping[str, str]) -> dict[str, tuple[str, Curv
     return curves
 
 
+def published_speech() -> list[dict[str, str]]:
+    """Table 4, the scores of generated digits: a mapping a row with ``model``, ``params`` and the scores' own names."""
+    found = _table()
+    cells = found[found["claim_id"].str.startswith("M1-T4-")].to_dict("records") if len(found) else []
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for cell in cells:
+        who = (cell["model"], cell["params"])
+        rows.setdefault(who, {"model": who[0], "params": who[1]})[cell["metric"]] = cell["value"]
+    return list(rows.values())
+
+
 @cache
 def _table() -> pd.DataFrame:
     return pd.read_csv(REFERENCE, dtype=str, keep_default_na=False) if REFERENCE.is_file() else pd.DataFrame()

@@ -237,13 +237,13 @@ def test_the_suite_expands_for_both_devices_and_its_models_have_equal_parameters
             item.trial for item in expand(suite, Selection(), device=device, source_of={"audio": {"sha256": "a"}})
         ]
         assert {trial.kind for trial in trials} == {"audio_generation"}
-        params = {
-            build_model(trial.model, vocab_size=256).num_params for trial in {t.model: t for t in trials}.values()
-        }
-        assert max(params) <= 1.05 * min(params)
+        for task in {trial.task for trial in trials}:
+            models = {trial.model for trial in trials if trial.task == task}
+            params = {build_model(model, vocab_size=256).num_params for model in models}
+            assert max(params) <= 1.05 * min(params)
     starts = {(t.protocol["start"], t.seq_len) for t in trials}
     assert starts == {("silence", 1), ("data", 2**16)}
-    assert {t.protocol["source"]["sha256"] for t in trials} == {"a"}
+    assert {t.protocol["source"].get("sha256") for t in trials if t.task == "audio"} == {"a"}
     assert any("init_from" in t.protocol for t in trials)
 
 

@@ -114,3 +114,27 @@ def test_commands_for_a_cpu_are_small_and_fit_the_gpu_otherwise():
     assert predicted_cost(on_cpu["s4d-unet1x4"]).peak_bytes < 2**30
     on_gpu = {trial.model: trial for trial in trials_of("audio-commands", seeds=(0,))}
     assert predicted_cost(on_gpu["mamba_complex-unet8x4"]).peak_bytes < 75 * 2**30
+
+
+# ---- digits
+
+
+def test_digits_are_trained_by_the_papers_protocol_and_may_then_speak():
+    trials = trials_of("audio-digits")
+    assert {trial.seed for trial in trials} == {0} and len(trials) == 3
+    for trial in trials:
+        protocol = trial.protocol
+        assert (trial.task, trial.seq_len, trial.batch) == ("digits", 16_000, 16)
+        assert (protocol["lr"], protocol["weight_decay"], protocol["betas"]) == (2e-3, 0.1, [0.9, 0.95])
+        assert protocol["warmup_steps"] * 10 == protocol["steps"] and protocol["grad_clip"] == 0.1
+    spoken = [trial for trial in trials_of("audio-generation") if trial.task == "digits"]
+    assert {trial.model for trial in spoken} == {trial.model for trial in trials}
+    for trial in spoken:
+        # What its classifier's scores are of: a second from silence, of more clips than FID's features.
+        assert (trial.protocol["start"], trial.protocol["new_samples"]) == ("silence", 16_000)
+        assert trial.batch > 32
+
+
+def test_digits_for_a_cpu_are_small():
+    for trial in trials_of("audio-digits", device="cpu"):
+        assert predicted_cost(trial).peak_bytes < 2**30

@@ -12,7 +12,7 @@ import record_builder as builder
 
 from reports import audio_clips
 from reports.audio_clips import MAX_BYTES, MAX_CLIPS, clip_groups
-from reports.audio_generation import cost_table
+from reports.audio_generation import cost_table, published_speech_table
 from reports.audio_spectrograms import RANGE_DB, WINDOW, level_db, spectrogram_figure
 from reports.page import write_pages
 
@@ -117,6 +117,21 @@ def test_random_weights_and_failures_stand_in_the_table_and_are_not_played(tmp_p
     assert table.loc["mamba_complex-unet1x4", "Samples/s"] == "12.5 K"
     assert table.loc["transformer-unet1x4", "Samples/s"] == "\N{EN DASH}"
     assert table.loc["transformer-unet1x4", "Status"] == "oom"
+
+
+def test_scores_of_digits_stand_above_the_papers(tmp_path):
+    made = record(tmp_path, "mamba-unet8x4", task="digits")
+    figures = {"fid": 3.5, "inception_score": 4.5, "modified_inception_score": 20.5, "am_score": 0.75, "clips": 64}
+    made["metrics"]["speech_metrics"] = {"status": "ok"} | figures
+    page = page_of([made], tmp_path / "report")
+    ours, theirs = page.index(">20.5</td>"), page.index("Mamba, 6.1M")
+    assert ours < theirs and ">88.54</td>" in page and "a score may not" in page
+    table = published_speech_table().set_index("Model")
+    assert len(table) == 10
+    assert dict(table.loc["Mamba, 24.3M", ["FID", "IS", "mIS", "AM"]]) == {
+        "FID": "0.67", "IS": "7.33", "mIS": "144.9", "AM": "0.36",
+    }  # fmt: skip
+    assert table.loc["WaveGAN, 19.1M", "FID"] == "2.03"
 
 
 def test_files_that_are_gone_or_lie_elsewhere_are_left_out(tmp_path):
