@@ -1,4 +1,4 @@
-"""Where the samples of a wav (RIFF, RIFX, RF64), W64 or AIFF file lie, by its own header.
+"""Where the samples of a wav (RIFF, RIFX, RF64), W64, AIFF, AU or CAF file lie, by its own header.
 
 libsndfile reads what is there of a file that was cut, and says nothing of the rest.
 """
@@ -15,6 +15,8 @@ _W64_HEADER = 24
 """Bytes of a W64 chunk's header, which its size counts."""
 _UNCOMPRESSED = (1, 3, 6, 7, 0xFFFE)
 """Format tags whose blocks are frames: PCM, float, A-law, mu-law, and the extensible form of these."""
+_AU_SAMPLE_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}
+"""Of an AU file's encodings: mu-law, PCM of 8 to 32 bits, float, double, A-law."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,10 @@ def find_samples(member: Member) -> Samples | None:
         return _of_w64(member)
     if data[:4] == b"FORM" and data[8:12] in (b"AIFF", b"AIFC"):
         return _of_aiff(member)
+    if data[:4] in (b".snd", b"dns."):
+        return _of_au(member, "big" if data[:4] == b".snd" else "little")
+    if data[:4] == b"caff":
+        return _of_caf(member)
     return None
 
 
@@ -130,6 +136,34 @@ def _of_aiff(member: Member) -> Samples | None:
     if num_frames == 0 and frame_bytes:
         return None  # an empty recording needs no chunk of samples
     raise TaskError(f"{member.place}: truncated: the AIFF file has no SSND chunk; fetch it again")
+
+
+def _of_au(member: Member, order: Literal["little", "big"]) -> Samples:
+    if len(member.data) < 24:
+        raise TaskError(f"{member.place}: truncated: the AU file has no whole header; fetch it again")
+    fields = [int.from_bytes(member.data[i : i + 4], order) for i in range(4, 24, 4)]
+    start, size, encoding, rate_hz, num_channels = fields
+    frame_bytes = _AU_SAMPLE_BYTES.get(encoding, 0) * num_channels
+    return Samples(
+        start=start, num_stated=None if size == _UNKNOWN_32 else size, frame_bytes=frame_bytes or None,
+        rate_hz=rate_hz, order=order,
+    )  # fmt: skip
+
+
+def _of_caf(member: Member) -> Samples:
+    data, offset = member.data, 8
+    frame_bytes = None
+    while offset + 12 <= len(data):
+        start, size = offset + 12, int.from_bytes(data[offset + 4 : offset + 12], "big")
+        if data[offset : offset + 4] == b"desc":
+            packet_bytes, packet_frames = (int.from_bytes(data[start + i : start + i + 4], "big") for i in (16, 20))
+            frame_bytes = packet_bytes if packet_frames == 1 else None
+        elif data[offset : offset + 4] == b"data":
+            # A word that counts edits comes before the samples.
+            num_stated = None if size == _UNKNOWN_64 else max(0, size - 4)
+            return Samples(start=start + 4, num_stated=num_stated, frame_bytes=frame_bytes or None, order="big")
+        offset = start + size
+    raise TaskError(f"{member.place}: truncated: the CAF file has no data chunk; fetch it again")
 
 
 def _chunks(data: bytes, offset: int, order: Literal["little", "big"]) -> Iterator[tuple[bytes, int, int]]:

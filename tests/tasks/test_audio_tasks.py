@@ -117,6 +117,8 @@ def test_truncated_files(container: str, share: float) -> None:
         ("W64", {}, 104),
         ("AIFF", {}, 54),
         ("AIFF", {"endian": "LITTLE"}, 72),
+        ("CAF", {}, 4096),
+        ("CAF", {"endian": "LITTLE"}, 4096),
     ],
 )
 def test_a_file_cut_in_half_tells_its_frames(
@@ -131,6 +133,24 @@ def test_a_file_cut_in_half_tells_its_frames(
         read_waveform(member_of(data[: num_header_bytes - 26], "x"))
 
 
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24", "FLOAT", "DOUBLE", "ULAW", "ALAW"])
+@pytest.mark.parametrize(("container", "endian"), [("AU", "BIG"), ("AU", "LITTLE"), ("CAF", "BIG")])
+def test_a_cut_au_or_caf_file_tells_its_frames_whatever_they_are(container: str, endian: str, subtype: str) -> None:
+    data = encode(tone(440, 16_000), container=container, subtype=subtype, endian=endian)
+    assert len(read_waveform(member_of(data, "x"))[0]) == 8000
+    with pytest.raises(TaskError, match=r"/data/x: truncated: .*\(8000 frames stated, 7999 there\)"):
+        read_waveform(member_of(data[:-1], "x"))
+
+
+def test_au_without_a_length_is_whole_and_one_without_a_header_is_cut() -> None:
+    data = bytearray(encode(tone(440, 16_000), container="AU"))
+    whole = read_waveform(member_of(bytes(data), "x"))[0]
+    struct.pack_into(">I", data, 8, 0xFFFFFFFF)
+    assert torch.equal(read_waveform(member_of(bytes(data), "x"))[0], whole)
+    with pytest.raises(TaskError, match="/data/x: truncated: the AU file has no whole header"):
+        read_waveform(member_of(bytes(data[:20]), "x"))
+
+
 @pytest.mark.parametrize(("container", "subtype"), [("W64", "IMA_ADPCM"), ("AIFF", "IMA_ADPCM"), ("AIFF", "ULAW")])
 def test_a_cut_file_of_compressed_samples_tells_its_bytes(container: str, subtype: str) -> None:
     data = encode(tone(440, 16_000), container=container, subtype=subtype)
@@ -139,7 +159,7 @@ def test_a_cut_file_of_compressed_samples_tells_its_bytes(container: str, subtyp
         read_waveform(member_of(data[: len(data) // 2], "x"))
 
 
-@pytest.mark.parametrize("container", ["WAV", "RF64", "W64", "AIFF"])
+@pytest.mark.parametrize("container", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF"])
 def test_empty_recordings_of_all_containers_are_read(container: str) -> None:
     assert len(read_waveform(member_of(encode(np.zeros(0), container=container), "x"))[0]) == 0
 
