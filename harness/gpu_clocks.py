@@ -47,7 +47,9 @@ class ClockReading:
         """What NVML says now, or nvidia-smi said; without the reasons where a driver does not know them, empty where
         there is neither."""
         if (nvml := connect()) is not None:
-            return parse_clocks(_line(*nvml))
+            with contextlib.suppress(nvml[0].NVMLError):  # no measurement ends because its clocks were not told
+                return parse_clocks(_line(*nvml))
+            return {}
         answer = self._wait(self._asked)
         for reasons in (REASON_QUERIES[1:], ()):
             if not answer and self._asked is not None:

@@ -28,6 +28,7 @@ class OpReport:
 
     verify: bool | Policy
     is_later: bool = False
+    """Whether checks wait for :meth:`run_waiting`."""
     waiting: list[tuple[str, Callable[[], float]]] = field(default_factory=list)
     """Operators and checks that :meth:`run_waiting` runs; each holds what its call was given and what it gave."""
     calls: dict[str, int] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class OpReport:
             self.compare(*self.waiting.pop(0))
 
     def compare(self, op: str, check: Callable[[], float]) -> None:
+        """Run a check of one call, and keep the operator's largest error."""
         # What a check computes with is checked in turn, but it is not what ran.
         with observing(verify=True) as nested, torch.no_grad():
             nested.errors[op] = check()

@@ -50,7 +50,7 @@ def _leave_slowly_with_much(report: Report) -> Mapping[str, Any]:
 
 
 def _hold(reserved_bytes: int) -> Mapping[str, Any]:
-    threading.Thread(target=time.sleep, args=(0.5,)).start()  # its end is waited for, as a device's is
+    threading.Thread(target=time.sleep, args=(1.5,)).start()  # its end is waited for, as a device's is
     return {"metrics": {"pid": os.getpid(), "peak_reserved_bytes": reserved_bytes}}
 
 

@@ -250,6 +250,19 @@ def test_nvml_is_read_like_nvidia_smi(no_nvml, tmp_path, monkeypatch, visible, t
     }
 
 
+def test_a_reading_that_fails_later_is_empty_and_ends_nothing(no_nvml, monkeypatch):
+    nvml = _Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert ClockReading().read()
+
+    def lost(handle):
+        raise _Nvml.NVMLError("GPU is lost")
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetPowerUsage", lost)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert ClockReading().read() == {}
+
+
 @pytest.mark.parametrize("fault", ["no driver", "no such function", "no such GPU"])
 def test_where_nvml_does_not_work_nvidia_smi_is_asked(no_nvml, tmp_path, monkeypatch, fault):
     tool = tmp_path / "nvidia-smi"
