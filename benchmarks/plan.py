@@ -108,6 +108,7 @@ def _plan(item: SuiteTrial, settings: RunSettings, trial_id: str, cost: Predicti
         max_together=trial.protocol.get("seeds_together", 1),
         speed_key=_speed_key(trial),
         extra_s=_START_S[trial.device],
+        whole_device=trial.kind == "generation" and trial.batch == 0 and trial.device == "cuda",
     )
     if isinstance(cost, str):
         return replace(plan, unsupported=cost)

@@ -210,7 +210,8 @@ def _run_unit(
     payload = {**first, "cores": list(cores), "deadline": now + time_s, **(unit[0].payload or {})}
     if others:
         payload["companions"] = others
-    outcome = executor.run(payload, Limits(time_s=time_s, address_space_bytes=address_space_bytes))
+    limits = Limits(time_s=time_s, address_space_bytes=address_space_bytes, whole_device=unit[0].whole_device)
+    outcome = executor.run(payload, limits)
     by_the_run = outcome.status == "timeout" and time_s < unit[0].time_limit_s
     if by_the_run and outcome.error is not None and outcome.error["type"] != CutShort.__name__:
         message = "ended because the run's own time was up; run the same command again"

@@ -90,7 +90,7 @@ class Supervisor:
             stderr_path = Path(scratch) / "stderr"
             oom_kills = _oom_kill_count()
             started, leaves_alone = time.monotonic(), False
-            child = self._hand_over((payload, limits, str(stderr_path)))
+            child = self._hand_over(payload, limits, str(stderr_path))
             process = child.process
             try:
                 end, partial = self._follow(child.pipe, started + limits.time_s)
@@ -131,7 +131,7 @@ class Supervisor:
                 self._end(self._standby)
                 self._standby = None
 
-    def _hand_over(self, work: tuple[Mapping[str, Any], Limits, str]) -> _Child:
+    def _hand_over(self, payload: Mapping[str, Any], limits: Limits, stderr_path: str) -> _Child:
         """The process that works on it, and another one that gets ready meanwhile."""
         with self._standby_lock:
             child, self._standby = self._standby, None
@@ -141,8 +141,8 @@ class Supervisor:
             child = child or self._start(None)
             # One that dies of its warm-up at this very moment ends as a process without an outcome.
             with contextlib.suppress(BrokenPipeError):
-                child.pipe.send(work)
-            if self._warm_up is not None:
+                child.pipe.send((payload, limits, stderr_path))
+            if self._warm_up is not None and not limits.whole_device:
                 self._standby = self._start(self._warm_up)
         return child
 

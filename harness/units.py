@@ -32,6 +32,8 @@ class PlannedTrial:
     together: str = ""
     """Trials with one key, at most ``max_together`` of them, may run in one process; "": none."""
     max_together: int = 1
+    whole_device: bool = False
+    """Whether it fills a GPU, so that nothing else may hold any of its memory."""
     payload: Mapping[str, Any] | None = None
     """What the worker needs beside the trial (data folders); not part of its identity."""
 

@@ -32,6 +32,9 @@ class Limits:
     time_s: float
     address_space_bytes: int | None = None
     """``RLIMIT_AS``. Not for CUDA, which reserves address space far beyond what it uses."""
+    whole_device: bool = False
+    """Whether the next measurement's process must not get ready beside this one: what it holds of a GPU, 0.8 GiB of an
+    H200, decides what still fits."""
 
 
 def find_function(target: str) -> Callable[..., Any]:

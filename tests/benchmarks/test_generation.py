@@ -347,16 +347,35 @@ def test_a_batch_whose_last_tokens_are_wrong_does_not_fit(monkeypatch):
     assert {"batch": 6, "fits": False, "why": "a token differs"} in metrics["search"]
 
 
+def test_a_batch_that_generates_once_but_not_twice_does_not_fit(monkeypatch):
+    """A loop that is not captured allocates as it goes, and may leave the memory in pieces."""
+    trial = make_trial("transformer-tiny", batch=0, new_tokens=2)
+    weights = sum(p.nbytes for p in build_generation_model(trial).parameters())
+    room = (generation._predicted_peak(trial, 4) - weights) / generation.HOST_SHARE
+    monkeypatch.setattr(generation, "available_memory_bytes", lambda device: int(room) + 1000)
+    real = LOOPS["eager"].sample
+
+    def sample(loop):
+        if len(loop.prompt_BL) > 3:
+            raise MemoryError("the memory is in pieces")
+        return real(loop)
+
+    monkeypatch.setattr(LOOPS["eager"], "sample", sample)
+    metrics = measure(trial)["metrics"]
+    assert {"batch": 4, "fits": False, "why": "the memory is in pieces"} in metrics["search"]
+    assert metrics["largest_batch"] == 3 and metrics["sampled_in_search"]
+    assert metrics["prefill_ms"] != [pytest.approx(metrics["first_call_ms"], abs=1e-3)]  # its first is not like others
+
+
 def test_a_long_generation_of_the_search_is_its_own_sample(monkeypatch):
     trial = make_trial("transformer-tiny", batch=0, new_tokens=2)
     weights = sum(p.nbytes for p in build_generation_model(trial).parameters())
     room = (generation._predicted_peak(trial, 4) - weights) / generation.HOST_SHARE
     monkeypatch.setattr(generation, "available_memory_bytes", lambda device: int(room) + 1000)
+    monkeypatch.setattr(LOOPS["eager"], "captured", True)
     again = measure(trial)["metrics"]
     assert "sampled_in_search" not in again
     monkeypatch.setattr(generation, "OWN_SAMPLE_MS", 0.0)
-    assert "sampled_in_search" not in measure(trial)["metrics"]  # it allocates as it goes: its first is not like others
-    monkeypatch.setattr(LOOPS["eager"], "captured", True)
     own = measure(trial)["metrics"]
     assert own["sampled_in_search"]
     assert own["largest_batch"] == again["largest_batch"]

@@ -25,9 +25,17 @@ def trial_that(behaviour: str) -> Trial:
     )  # fmt: skip
 
 
-def run(supervisor: Supervisor, behaviour: str, *, time_s: float = 30, address_space: int | None = None) -> Outcome:
+def run(
+    supervisor: Supervisor,
+    behaviour: str,
+    *,
+    time_s: float = 30,
+    address_space: int | None = None,
+    whole_device: bool = False,
+) -> Outcome:
     payload = {"trial": trial_that(behaviour).as_dict()}
-    return supervisor.run(payload, Limits(time_s=time_s, address_space_bytes=address_space))
+    limits = Limits(time_s=time_s, address_space_bytes=address_space, whole_device=whole_device)
+    return supervisor.run(payload, limits)
 
 
 def test_success_keeps_partial_and_final_metrics(supervisor):
@@ -125,6 +133,15 @@ def test_the_next_process_warms_up_meanwhile_and_nobody_reports_before_it_has(pr
     assert first["warmed_at"] is None  # nobody was there to wait for
     assert first["began"] < second["warmed_at"] < first["alone_from"]
     assert second["began"] < third["warmed_at"] < second["alone_from"]
+
+
+def test_nobody_gets_ready_beside_who_needs_the_whole_device(prepared):
+    supervisor = prepared("warm_up")
+    run(supervisor, "times", whole_device=True)
+    assert not supervisor._running
+    first, second = (run(supervisor, "times").metrics for _ in range(2))
+    assert first["warmed_at"] is None
+    assert first["began"] < second["warmed_at"]
 
 
 def test_who_held_little_leaves_while_the_next_one_prepares_and_is_gone_before_it_reports(prepared):
