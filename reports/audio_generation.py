@@ -37,7 +37,8 @@ def audio_generation_blocks(
     blocks: list[Block] = [
         Heading(text=TITLE),
         Paragraph(
-            text="Samples a second are those of all sequences together, without the reading of the prompt; times real "
+            text="Samples a second are those of all sequences together, without the reading of the prompt; over "
+            "attention, which keeps a cache of the full length, at the same batch, start and loop; times real "
             "time is one sequence's, 1 being as fast as it plays. Logits of a short generation and of the last sample "
             "were compared with the whole forward's before a speed is given. Random weights say how fast, not how good."
         ),
@@ -87,7 +88,12 @@ def _write_sounds(group: ClipGroup, folder: Path) -> dict[str, list[Sound]]:
 
 
 def cost_table(records: Sequence[frames.Record], environments: frames.Environments) -> pd.DataFrame:
-    """A line a trial, those that failed too."""
+    """A line a trial, those that failed too; its rate over that of attention at the same batch, start and loop."""
+    attention = {
+        _setting(record, environments): _samples_per_s(record)
+        for record in records
+        if style.is_attention(record["trial"]["model"])
+    }
     lines = []
     for record in records:
         trial, metrics = record["trial"], record.get("metrics") or {}
@@ -101,7 +107,10 @@ def cost_table(records: Sequence[frames.Record], environments: frames.Environmen
                 "Start": start_of(record),
                 "Batch": str(trial["batch"]),
                 "Loop": f"{_LOOPS.get(str(protocol.get('loop')), str(protocol.get('loop')))}, {trial['dtype']}",
-                "Samples/s": style.rate(frames.number(metrics.get("samples_per_s"))),
+                "Samples/s": style.rate(_samples_per_s(record)),
+                "Over attention": _times(
+                    _samples_per_s(record) / attention.get(_setting(record, environments), float("nan"))
+                ),
                 "Times real time": style.figure(frames.number(metrics.get("real_time_factor"))),
                 "A step": _quartiles(metrics.get("step_ms")),
                 "Prompt read in": style.milliseconds(_first(metrics.get("prefill_ms"))),
@@ -112,6 +121,22 @@ def cost_table(records: Sequence[frames.Record], environments: frames.Environmen
             }
         )
     return pd.DataFrame(lines)
+
+
+def _samples_per_s(record: frames.Record) -> float:
+    return frames.number((record.get("metrics") or {}).get("samples_per_s"))
+
+
+def _setting(record: frames.Record, environments: frames.Environments) -> tuple[object, ...]:
+    """What two generations must share to be compared."""
+    trial = record["trial"]
+    protocol = trial.get("protocol") or {}
+    where = section_of(record, environments)
+    return where, start_of(record), trial["batch"], protocol.get("loop"), protocol.get("new_samples"), trial["dtype"]
+
+
+def _times(ratio: float) -> str:
+    return style.NONE if np.isnan(ratio) else f"{ratio:.2f}x"
 
 
 def _quartiles(value: Any) -> str:

@@ -119,6 +119,15 @@ def test_random_weights_and_failures_stand_in_the_table_and_are_not_played(tmp_p
     assert table.loc["transformer-unet1x4", "Status"] == "oom"
 
 
+def test_rates_stand_over_those_of_attention_in_the_same_setting(tmp_path):
+    models = ["mamba_complex-unet1x4", "s4d-unet1x4", "transformer-unet1x4"]
+    records = [record(tmp_path, model, weights="random") for model in models]
+    records[2]["metrics"]["samples_per_s"] = 5_000.0
+    alone = record(tmp_path, "mamba_complex-unet1x4", clips=1, weights="random")
+    table = cost_table([*records, alone], ENVIRONMENTS)
+    assert table["Over attention"].tolist() == ["2.50x", "2.50x", "1.00x", "\N{EN DASH}"]
+
+
 def test_scores_of_digits_stand_above_the_papers(tmp_path):
     made = record(tmp_path, "mamba-unet8x4", task="digits")
     figures = {"fid": 3.5, "inception_score": 4.5, "modified_inception_score": 20.5, "am_score": 0.75, "clips": 64}
