@@ -88,7 +88,14 @@ def plan_trials(trials: Sequence[SuiteTrial], settings: RunSettings) -> list[Pla
 
 def trial_ids(trials: Sequence[SuiteTrial]) -> list[str]:
     """Identities, which the code that a trial uses is part of."""
-    return [item.trial.trial_id(code_version(code_of(item.trial))) for item in trials]
+    versions: dict[tuple[object, ...], str] = {}  # a look at some 200 files, the same for most trials
+    ids = []
+    for trial in (item.trial for item in trials):
+        key = (trial.kind, trial.task is None, trial.model.rpartition(":")[0])
+        if key not in versions:
+            versions[key] = code_version(code_of(trial))
+        ids.append(trial.trial_id(versions[key]))
+    return ids
 
 
 def _expense(plan: PlannedTrial) -> tuple[bool, float]:

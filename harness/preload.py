@@ -1,6 +1,6 @@
-"""What the forkserver imports before any trial: PyTorch, and what its profiler imports on first use.
+"""What the forkserver imports before any trial: PyTorch, and what its profiler and optimizers import on first use.
 
-Without the second line every trial would spend a second on imports. Nothing here starts a thread of
+Without the second line every trial would spend seconds on imports. Nothing here starts a thread of
 PyTorch's or touches CUDA.
 """
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend
-from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from models.ops.context import is_fake, stands_for
 from models.ops.fused_attention import expected_kernel, fake_attention
@@ -178,6 +177,8 @@ def _visibility(q: Tensor, span: _Span, pattern: Pattern) -> dict[str, Any]:
         if P == S or (is_fake(q) and stands_for(q) == "cuda"):
             return {"is_causal": True}
         if q.is_cuda:  # a kernel's own mask: its last query sees the last key
+            from torch.nn.attention.bias import causal_lower_right  # brings torch.compile along, which takes seconds
+
             return {"attn_mask": causal_lower_right(P, S)}
     wide = torch.promote_types(q.dtype, torch.float32)  # whole numbers to 2^24
     places_S = torch.arange(S, device=q.device, dtype=wide)
@@ -193,8 +194,11 @@ def _visibility(q: Tensor, span: _Span, pattern: Pattern) -> dict[str, Any]:
 
 
 def _kernel_of(q: Tensor, k: Tensor, v: Tensor, how: dict[str, Any]) -> str:
-    if isinstance(how.get("attn_mask"), CausalBias):  # takes flash where it runs, and passes cuDNN over
-        return "flash" if q.dtype in (torch.float16, torch.bfloat16) else "efficient"
+    if q.is_cuda and "attn_mask" in how:
+        from torch.nn.attention.bias import CausalBias
+
+        if isinstance(how["attn_mask"], CausalBias):  # takes flash where it runs, and passes cuDNN over
+            return "flash" if q.dtype in (torch.float16, torch.bfloat16) else "efficient"
     kernel = SDPBackend(torch._fused_sdp_choice(q, k, v, **how))
     return kernel_name(kernel)
 
