@@ -27,6 +27,9 @@ from reports.language_rows import LanguageGroup, LanguageRun, language_groups
 PANELS = {"tokens": "Tokens read", "flops": "FLOPs spent (the model's own, forward and backward)"}
 FIRST_SHARE = 0.1
 """Of a training is left out: its first losses would press the others together."""
+_PRESSED = 2.0
+"""A second row of panels shows what is as good as the models at their training length, where the whole range is so many
+times as wide as theirs."""
 
 
 def language_jobs(training: pd.DataFrame) -> Iterator[Callable[[], Drawing]]:
@@ -56,7 +59,8 @@ def loss_figure(group: LanguageGroup) -> Drawing:
     for axes, (mark, label) in zip(panels, PANELS.items(), strict=True):
         _draw_losses(axes, data[data["mark"] == mark], styles, style.rate if mark == "tokens" else "{:.0e}".format)
         axes.set_xlabel(label, fontsize=10, color=INK)
-    panels[0].set_ylabel("Bits per token", fontsize=10, color=INK)
+    unit = "byte" if group.symbols == "bytes" else "token"
+    panels[0].set_ylabel(f"Bits per {unit}", fontsize=10, color=INK)
     add_legend(sheet, data.assign(mark=data["mark"].map(lambda _: "loss")), styles, {})
     return Drawing(
         name=f"language-loss-{group.symbols}", title=title, figure=sheet, data=data,
@@ -84,15 +88,19 @@ def _draw_losses(axes: Any, data: pd.DataFrame, styles: Styles, show: Callable[[
 
 
 def context_figure(groups: Sequence[LanguageGroup]) -> Drawing:
-    """Bits per byte of the test text against the length of the context in bytes, a panel for each kind of symbols."""
+    """Bits per byte of the test text against the length of the context in bytes, a panel for each kind of symbols.
+
+    Where a model falls apart beyond its training length, a second row shows the others nearer.
+    """
     models = sorted({run.model for group in groups for run in group.runs})
     styles = style.model_styles(models)
     title = "Language: bits per byte against length"
     embedded = any("embedded" in str(group.about["source"]) for group in groups)
-    sheet, panels = new_figure(title, _subtitle(groups[0]), style.STAMP if embedded else "", 1, len(groups))
-    drawn = []
-    for axes, group in zip(panels, groups, strict=True):
-        data = _length_rows(group)
+    drawn = [_length_rows(group) for group in groups]
+    near = _near_limits(groups, drawn)
+    num_rows = 1 if near is None else 2
+    sheet, panels = new_figure(title, _subtitle(groups[0]), style.STAMP if embedded else "", num_rows, len(groups))
+    for axes, group, data in zip(panels, [*groups] * num_rows, drawn * num_rows, strict=True):
         if (data["mark"] == "measured").any():
             length_axis(axes, data["seq_len"].tolist(), "Length in bytes (1K = 1,024)")
         else:
@@ -101,10 +109,14 @@ def context_figure(groups: Sequence[LanguageGroup]) -> Drawing:
         draw_curves(axes, data, styles)
         draw_rail(axes, data, styles)
         axes.set_title(f"{group.symbols}, trained at {style.length(group.train_len)}", loc="left", fontsize=10)
-        drawn.append(data.assign(note=data["note"].where(data["note"] != "", group.symbols)))
-    panels[0].set_ylabel("Bits per byte", fontsize=10, color=INK)
-    _share_limits(panels)
-    every = pd.concat(drawn, ignore_index=True)
+    for axes in panels[:: len(groups)]:
+        axes.set_ylabel("Bits per byte", fontsize=10, color=INK)
+    _share_limits(panels[: len(groups)])
+    for axes in panels[len(groups) :]:
+        axes.set_ylim(near)
+        axes.set_title("the same, nearer", loc="left", fontsize=10)
+    notes = [data["note"].where(data["note"] != "", group.symbols) for group, data in zip(groups, drawn, strict=True)]
+    every = pd.concat([data.assign(note=note) for data, note in zip(drawn, notes, strict=True)], ignore_index=True)
     add_legend(sheet, every, styles, {})
     return Drawing(
         name="language-context", title=title, figure=sheet, data=every,
@@ -139,6 +151,22 @@ def _bytes(group: LanguageGroup) -> float:
     """Of a token; 1 where nothing was scored at the training length."""
     found = group.bytes_per_token()
     return found if math.isfinite(found) else 1.0
+
+
+def _near_limits(groups: Sequence[LanguageGroup], drawn: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
+    """From the best of all to the worst at a training length; None where that is most of what there is."""
+    measured = [data[data["mark"] == "measured"] for data in drawn]
+    trained = [
+        data[data["seq_len"] <= group.train_len * _bytes(group)] for group, data in zip(groups, measured, strict=True)
+    ]
+    values, at_training = pd.concat(measured), pd.concat(trained)
+    if at_training.empty:
+        return None
+    low, high = values["low"].min(), at_training["high"].max()
+    if values["high"].max() - low < _PRESSED * (high - low):
+        return None
+    margin = 0.1 * (high - low)
+    return float(low - margin), float(high + margin)
 
 
 def _share_limits(panels: Sequence[Any]) -> None:

@@ -181,6 +181,19 @@ def test_the_paper_stands_beside_as_a_ratio_of_losses_alone():
 # ---- figures
 
 
+def test_models_that_one_presses_together_are_shown_nearer_too():
+    def context(*records):
+        drawings = (job() for job in language_figures.language_jobs(training_of(*records)))
+        return next(d for d in drawings if d.name == "language-context")
+
+    others = [record(f"{family}-10m", bits) for family, bits in (("mamba", 2.0), ("s4d", 2.1))]
+    assert len(context(*others).figure.axes) == 1
+    apart = record("transformer-10m", 2.05)
+    apart["metrics"]["scores"][-1] |= {"bits_per_token": builder.bits(5.0), "bits_per_byte": builder.bits(5.0)}
+    whole, near = context(*others, apart).figure.axes
+    assert whole.get_ylim()[1] > 5 and 2.1 < near.get_ylim()[1] < 2.5 and near.get_ylim()[0] < 2.0
+
+
 def test_figures_hold_what_was_measured():
     bpe = [record(f"{family}-10m", 5.0, options=BPE, per_token=2.5) for family in ("mamba", "transformer")]
     slow = record("hyena-10m", 2.1, absent=(4096,))
