@@ -117,7 +117,7 @@ def run_suite(
             record = recorded.get(p.trial_id, {})
             if record.get("status") == "ok" and (samples := record["metrics"].get("latency_ms")):
                 costs.observe(p, statistics.median(samples))
-        with _own_executor(options) if executor is None else nullcontext(executor) as running:
+        with _own_executor(options, environment) if executor is None else nullcontext(executor) as running:
             for ended in run_trials(
                 missing,
                 executor=running,
@@ -139,8 +139,17 @@ def run_suite(
     return counts
 
 
-def _own_executor(options: RunOptions) -> AbstractContextManager[Supervisor]:
-    return closing(Supervisor(_TARGET, preload=_PRELOAD[options.device], warm_up=_WARM_UP[options.device]))
+def _own_executor(options: RunOptions, environment: Mapping[str, Any]) -> AbstractContextManager[Supervisor]:
+    # What leaves must fit into the margin beside the largest trial that is run, and two contexts too.
+    margin = (1 - MEMORY_MARGIN) * free_memory_bytes(options.device, environment)
+    return closing(
+        Supervisor(
+            _TARGET,
+            preload=_PRELOAD[options.device],
+            warm_up=_WARM_UP[options.device],
+            little_bytes=int(0.75 * margin),
+        )
+    )
 
 
 def _recorded(out: Path) -> dict[str, Mapping[str, Any]]:

@@ -26,9 +26,6 @@ from harness.worker import Limits, run_in_child
 _TAIL_CHARS = 2000
 _EXIT_GRACE_S = 5.0
 """A child that has sent its outcome gets this long to exit before it is killed."""
-_LITTLE_BYTES = 2**32
-"""A process that reserved no more of a GPU's memory may end while the next one prepares. That takes an H200's driver
-0.12 s."""
 _WARM_UP_S = 10.0
 """A measurement waits for the next one's process to be ready no longer than this."""
 
@@ -68,12 +65,19 @@ class Supervisor:
             must not touch CUDA: a forked child cannot use it then.
         warm_up: a function, named like the target, that starts a device. The next measurement's process calls it while
             the present one prepares; whoever reports is held until that is over, and is alone from then on.
+        little_bytes: a process that reserved no more of a device's memory may end while the next one prepares, which
+            takes an H200's driver 0.2 s, 0.12 s where it was below 4 GiB.
     """
 
     def __init__(
-        self, target: str, *, preload: Sequence[str] = ("harness.preload",), warm_up: str | None = None
+        self,
+        target: str,
+        *,
+        preload: Sequence[str] = ("harness.preload",),
+        warm_up: str | None = None,
+        little_bytes: int = 0,
     ) -> None:
-        self.target, self._warm_up = target, warm_up
+        self.target, self._warm_up, self._little_bytes = target, warm_up, little_bytes
         self._context = multiprocessing.get_context("forkserver")
         # Reading an exit status is not thread-safe in multiprocessing, and starting a process
         # reads those of finished ones.
@@ -95,7 +99,7 @@ class Supervisor:
             try:
                 end, partial = self._follow(child.pipe, started + limits.time_s)
                 timed_out = end is None and time.monotonic() >= started + limits.time_s
-                if leaves_alone := end is not None and _held_little(end):
+                if leaves_alone := end is not None and self._held_little(end):
                     with self._standby_lock:
                         self._leaving.append(child)
                 else:
@@ -139,6 +143,8 @@ class Supervisor:
                 self._end(child)
                 child = None
             child = child or self._start(None)
+            if limits.whole_device:
+                self._see_off()
             # One that dies of its warm-up at this very moment ends as a process without an outcome.
             with contextlib.suppress(BrokenPipeError):
                 child.pipe.send((payload, limits, stderr_path))
@@ -184,6 +190,10 @@ class Supervisor:
                 return None, partial
         return None, partial
 
+    def _held_little(self, end: Mapping[str, Any]) -> bool:
+        """Of a GPU; a measurement that does not say may have held anything."""
+        return end.get("metrics", {}).get("peak_reserved_bytes", self._little_bytes + 1) <= self._little_bytes
+
     def _see_off(self) -> None:
         while self._leaving:
             child = self._leaving.pop()
@@ -197,11 +207,6 @@ class Supervisor:
             standby = self._standby
             if standby is not None and not standby.is_ready:
                 standby.is_ready = standby.pipe.poll(_WARM_UP_S) and _is_usable(standby)
-
-
-def _held_little(end: Mapping[str, Any]) -> bool:
-    """Of a GPU; a measurement that does not say may have held anything."""
-    return end.get("metrics", {}).get("peak_reserved_bytes", _LITTLE_BYTES + 1) <= _LITTLE_BYTES
 
 
 def _is_usable(child: _Child) -> bool:

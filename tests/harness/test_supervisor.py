@@ -119,7 +119,7 @@ def prepared() -> Iterator[Callable[[str], Supervisor]]:
     made: list[Supervisor] = []
 
     def make(warm_up: str) -> Supervisor:
-        made.append(Supervisor(TARGET, warm_up=f"tests.harness.measurements:{warm_up}"))
+        made.append(Supervisor(TARGET, warm_up=f"tests.harness.measurements:{warm_up}", little_bytes=2**32))
         return made[-1]
 
     yield make
@@ -135,10 +135,12 @@ def test_the_next_process_warms_up_meanwhile_and_nobody_reports_before_it_has(pr
     assert second["began"] < third["warmed_at"] < second["alone_from"]
 
 
-def test_nobody_gets_ready_beside_who_needs_the_whole_device(prepared):
+def test_nobody_leaves_or_gets_ready_beside_who_needs_the_whole_device(prepared):
     supervisor = prepared("warm_up")
+    leaving = run(supervisor, "leave_slowly").metrics["pid"]
+    assert _is_alive(leaving)
     run(supervisor, "times", whole_device=True)
-    assert not supervisor._running
+    assert not supervisor._running and not _is_alive(leaving)
     first, second = (run(supervisor, "times").metrics for _ in range(2))
     assert first["warmed_at"] is None
     assert first["began"] < second["warmed_at"]
