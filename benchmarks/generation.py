@@ -33,7 +33,7 @@ from benchmarks.speed import phase
 from harness import Trial, Unsupported, WrongOutput
 from harness.clocks import L2_POLICY, time_once_ms
 from harness.gpu_clocks import ClockReading
-from harness.memory import available_memory_bytes, keep_freed_memory, memory_of
+from harness.memory import available_memory_bytes, keep_freed_memory, let_segments_grow, memory_of
 from harness.prediction import Prediction, predict
 from harness.worker import Report
 from models import Model
@@ -68,6 +68,8 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
     """
     _check_protocol(trial)
     loop_class, device = find_loop(trial, wrapped=trial.model in GPT_NEOX), torch.device(trial.device)
+    # For every loop alike: the largest batch is to be what the memory holds, not what the allocator happens to lose.
+    grown = {"device_allocator": let_segments_grow()} if device.type == "cuda" and not trial.batch else {}
     model = build_generation_model(trial)
     metrics: dict[str, Any] = {"params": model.num_params}
     phases_s: dict[str, float] = {}
@@ -87,7 +89,7 @@ def run_generation(trial: Trial, _context: Mapping[str, Any], report: Report) ->
         errors["tokens"] = check_tokens(trial, model, generated.prompt_BL, generated.tokens_BN)
     metrics["max_relative_error"] = max(errors.values())
     metrics["state_bytes"] = model.state_bytes(trial.seq_len + trial.protocol["new_tokens"], batch=batch)
-    backend = generated.backend | _describe(trial, model, loop_class) | {"host_allocator": allocator}
+    backend = generated.backend | _describe(trial, model, loop_class) | {"host_allocator": allocator} | grown
     if clocks_before is not None:
         metrics["gpu_clocks"] = {"before": clocks_before.read()}
     report({**metrics, "backend": backend})

@@ -33,6 +33,16 @@ def keep_freed_memory() -> str:
     return HOST_ALLOCATOR if kept else "the C library's default"
 
 
+def let_segments_grow() -> str:
+    """Have PyTorch's allocator map a GPU's memory page by page from now on, into segments that grow and shrink.
+
+    By default a segment keeps the size it was asked for, and what is left over in it cannot serve a larger request: a
+    cache that grows by concatenation left 35 to 49 GiB of an H200 unused so. Returns what the record says.
+    """
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    return "segments that grow (expandable_segments)"
+
+
 @dataclass(kw_only=True)
 class HostPeak:
     """Resident memory around a block of work, in bytes; 0 until the block has ended."""

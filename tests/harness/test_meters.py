@@ -1,5 +1,6 @@
 """The meters measure what is known beforehand."""
 
+import subprocess
 import sys
 import time
 import types
@@ -304,3 +305,10 @@ def test_the_first_visible_gpu_is_asked(visible, asked, monkeypatch):
 )
 def test_a_sample_is_long_enough_for_its_clock_and_short_enough_for_five(per_call_ms, device, budget_s, calls):
     assert calls_per_sample(per_call_ms, device, budget_s=budget_s) == calls
+
+
+def test_segments_that_grow_are_asked_for_without_starting_cuda():
+    """In a process of its own: the setting holds for all that follows."""
+    code = "import torch, harness.memory as m; print(m.let_segments_grow()); assert not torch.cuda.is_initialized()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "expandable_segments" in ended.stdout
