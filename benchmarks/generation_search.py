@@ -8,9 +8,6 @@ from typing import Any
 PRECISION = 16
 """The search ends when the smallest batch that failed is within 1/16 of the largest that fitted."""
 MAX_PROBES = 32
-_MARGIN = 32
-"""An expected batch is tried 1/32 below, since the allocator loses some of the memory; no further below, since a try
-too high runs out of memory early, and one too low costs a whole generation more."""
 _CLOSE_TRIES = 4
 """So many failures in 1/16 steps, which reach 22 % below what was expected; then it was no guide, and halves follow."""
 _NEAR_BATCH = 128
@@ -75,9 +72,10 @@ def search_largest(
 ) -> list[Probe]:
     """Try batches until the largest that fits is known to 1/16, or until one fits and time is up.
 
-    The first is a little below the one that is ``expected`` to fill ``capacity_bytes``. From one that fits the next is
-    1/16 up, or where its measured peak says that the capacity ends; from one that fails 1/16 down. So a good
-    prediction costs one probe that fits, which takes long, and failing ones, which end early.
+    The first is the one that is ``expected`` to fill ``capacity_bytes``: no less, since a try too high runs out of
+    memory early, and one too low costs a whole generation more. From one that fits the next is 1/16 up, or where its
+    measured peak says that the capacity ends; from one that fails 1/16 down. So a good prediction costs one probe that
+    fits, which takes long, and failing ones, which end early.
 
     Returns:
         the probes in order; the largest that fits is :func:`largest_fitting` of them.
@@ -111,12 +109,12 @@ def _next_batch(probes: list[Probe], expected: int, capacity_bytes: int) -> int 
     """None where the largest batch is known well enough."""
     low, high = largest_fitting(probes), _smallest_failing(probes)
     if not probes:
-        return _a_little_below(expected)
+        return max(1, expected)
     if is_bracketed(probes):
         return None
     if high is None:
         (best,) = (p for p in probes if p.batch == low)
-        measured = _a_little_below(low * capacity_bytes // best.peak_bytes) if best.peak_bytes else 0
+        measured = low * capacity_bytes // best.peak_bytes if best.peak_bytes else 0
         # Where more and more fit, the prediction was no guide: the distance doubles.
         up = max(1, low // PRECISION) << max(0, len(probes) - 2)
         return max(low + min(up, low), measured)
@@ -125,7 +123,3 @@ def _next_batch(probes: list[Probe], expected: int, capacity_bytes: int) -> int 
         close = min(high - 1, -(-high * PRECISION // (PRECISION + 1)))
         return close if len(probes) <= _CLOSE_TRIES else high // 2
     return (low + high) // 2
-
-
-def _a_little_below(batch: int) -> int:
-    return max(1, batch - batch // _MARGIN)

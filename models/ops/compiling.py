@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -240,8 +241,13 @@ def integer_kind(value: int) -> int:
     return 1 if value == 1 else 16 if value % 16 == 0 else 0
 
 
+_have_launcher = operator.attrgetter("run")
+"""Triton writes and builds the C code that launches a kernel when it is first asked for it, and keeps it in its cache.
+Without this the first trial of a shape would wait for gcc: 1 to 4 s longer than the next, in a sweep of an H200."""
+
+
 def _compile(kernel: Any, config: Any, args: Sequence[Any], options: Mapping[str, Any]) -> None:
     try:
-        kernel.warmup(*args, **options, **config.all_kwargs())
+        _have_launcher(kernel.warmup(*args, **options, **config.all_kwargs()))
     except Exception as error:  # noqa: BLE001 (the compiler's errors are of many kinds; the autotuner meets them again)
         print(f"{config}: {type(error).__name__}: {error}", file=sys.stderr)

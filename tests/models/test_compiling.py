@@ -136,6 +136,17 @@ class Config:
         return {"num_warps": self.num_warps}
 
 
+class Compiled:
+    """What a kernel's ``warmup`` returns: its launcher is built when it is asked for."""
+
+    def __init__(self, built: list[int], num_warps: int) -> None:
+        self.built, self.num_warps = built, num_warps
+
+    @property
+    def run(self) -> None:
+        self.built.append(self.num_warps)
+
+
 class Autotuned:
     """As a kernel under ``@triton.autotune``; the configuration of four warps does not compile."""
 
@@ -146,13 +157,15 @@ class Autotuned:
         self.configs = [Config(n) for n in range(num_configs)]
         self.cache: dict[tuple[int, ...], Config] = {}
         self.compiled: list[int] = []
+        self.launchers: list[int] = []
         self.fn = SimpleNamespace(warmup=self.warmup)
 
-    def warmup(self, x: str, size: int, batch: int, *, grid: tuple[int], BLOCK: int, num_warps: int) -> None:
+    def warmup(self, x: str, size: int, batch: int, *, grid: tuple[int], BLOCK: int, num_warps: int) -> Compiled:
         assert (x, grid, BLOCK) == ("x", (1,), 64)
         if num_warps == 4:
             raise RuntimeError("out of registers")
         self.compiled.append(num_warps)
+        return Compiled(self.launchers, num_warps)
 
     def run(self, *args: object, **options: object) -> None:
         raise AssertionError("launched")
@@ -173,6 +186,7 @@ def shares_of(num_children: int, calls: list[tuple[int, int]], chosen: dict[tupl
             for size, batch in calls:
                 kernel[(1,)]("x", size, batch, BLOCK=64)
         shares.append([kernel.compiled for kernel in kernels])
+        assert all(kernel.launchers == kernel.compiled for kernel in kernels)
         left_out.add(share.left_out)
         all_chosen.add(share.all_chosen)
     assert all_chosen == {bool(chosen)}
