@@ -38,7 +38,10 @@ def suite_names() -> list[str]:
 
 def load_suite(name_or_path: str) -> Suite:
     """A shipped suite by name, or any YAML file by path. Raises :class:`SuiteError`."""
-    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else SUITES_FOLDER / f"{name_or_path}.yaml"
+    is_path = name_or_path.endswith((".yaml", ".yml"))
+    path = Path(name_or_path) if is_path else SUITES_FOLDER / f"{name_or_path}.yaml"
+    if is_path and not path.is_file():
+        raise SuiteError(f"{path} is no file; suites that come with seqbench go by name: {', '.join(suite_names())}")
     if not path.is_file():
         raise SuiteError(
             f"unknown suite {name_or_path!r}{near_misses(name_or_path, suite_names())}; or give a .yaml file"
