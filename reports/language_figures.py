@@ -51,7 +51,7 @@ def loss_figure(group: LanguageGroup) -> Drawing:
             for step, loss in run.curve:
                 if step >= FIRST_SHARE * run.steps_asked:
                     note = f"seed {style.figure(run.seed)}, step {step:.0f}"
-                    rows.add(run.model, mark, step * per_step, loss, status=run.status, note=note)
+                    rows.add(run.model, mark, step * per_step, loss, status="ok" if run.finished else "cut", note=note)
     data = rows.frame()
     title = f"Language: validation loss, {group.symbols}"
     stamp = style.STAMP if "embedded" in str(group.about["source"]) else ""
@@ -65,8 +65,9 @@ def loss_figure(group: LanguageGroup) -> Drawing:
     return Drawing(
         name=f"language-loss-{group.symbols}", title=title, figure=sheet, data=data,
         caption="Loss on a fixed set of windows of the validation split while training goes on, without the first "
-        f"tenth; a line a seed, its end marked. Symbols: {group.symbols}. The learning rate falls to its end at the "
-        "marks, so that a point before them is not what a training of that budget gives. Both axes are logarithmic.",
+        "tenth; a line a seed, its end marked, hollow where the training was cut. "
+        f"Symbols: {group.symbols}. The learning rate falls to its end at the full marks, so that a point before them "
+        "is not what a training of that budget gives. Both axes are logarithmic.",
     )  # fmt: skip
 
 
@@ -78,7 +79,14 @@ def _draw_losses(axes: Any, data: pd.DataFrame, styles: Styles, show: Callable[[
     for (model, _), line in data.groupby(["model", data["note"].str.partition(",")[0]]):
         look, ordered = styles[str(model)], line.sort_values("x")
         axes.plot(ordered["x"], ordered["value"], color=look.color, linestyle=look.line, linewidth=1.6)
-        axes.plot(ordered["x"].iloc[-1:], ordered["value"].iloc[-1:], look.marker, color=look.color, markersize=6)
+        filling = "white" if (ordered["status"] == "cut").any() else look.color
+        axes.plot(
+            *(ordered[name].iloc[-1:] for name in ("x", "value")),
+            look.marker,
+            color=look.color,
+            markerfacecolor=filling,
+            markersize=6,
+        )
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
     axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -122,8 +130,8 @@ def context_figure(groups: Sequence[LanguageGroup]) -> Drawing:
         name="language-context", title=title, figure=sheet, data=every,
         caption="Bits per byte of the same stretches of the test split, read in windows of each length (dashed: the "
         "training length); lower is better. Lines are means over seeds; bands reach from the lowest to the highest "
-        "end of the seeds' 95 % intervals, which hold the differences between texts too: models read the same ones. "
-        "Tokens of a BPE are drawn at the bytes that they stand for on average.",
+        "end of the seeds' 95 % intervals, which hold the differences between texts too: models that are asked for as "
+        "many tokens read the same ones. Tokens of a BPE are drawn at the bytes that they stand for on average.",
     )  # fmt: skip
 
 

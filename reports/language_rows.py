@@ -125,8 +125,8 @@ class LanguageGroup:
         return self.mean_loss(f"{REFERENCE_FAMILY}-{style.size(model)}")
 
     def common_flops(self, size: str | None) -> float:
-        """What every run of a size has spent at least."""
-        return min((run.flops for run in self.runs if style.size(run.model) == size and run.curve), default=math.nan)
+        """What every finished run of a size has spent at least."""
+        return min((run.flops for run in self.runs if style.size(run.model) == size and run.finished), default=math.nan)
 
 
 def language_groups(training: pd.DataFrame) -> list[LanguageGroup]:

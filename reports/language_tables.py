@@ -63,7 +63,7 @@ def _words(group: LanguageGroup) -> str:
 
 
 def _progress(run: LanguageRun) -> str:
-    return f"{run.steps:,.0f} of {run.steps_asked:,.0f} steps, {run.message or run.status}"
+    return f"last loss at step {run.steps:,.0f} of {run.steps_asked:,.0f}; {run.message or run.status}"
 
 
 def models_table(group: LanguageGroup) -> pd.DataFrame:

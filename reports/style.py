@@ -25,7 +25,7 @@ FAMILIES = {
     "hybrid": ("#882255", "*"),
 }
 # None is close to those of the three baselines.
-OTHERS = [("#662211", "d"), ("#9C3B66", ">"), ("#4B4BA8", "H"), ("#7A8C31", "8"), ("#B0741A", "P"), ("#334411", "X")]
+OTHERS = [("#662211", "d"), ("#9C3B66", ">"), ("#7A8C31", "8"), ("#4B4BA8", "H"), ("#B0741A", "P"), ("#334411", "X")]
 # Lines of variants; never plain dashes, which are for predictions.
 DASHDOT, DOTTED, DASHDOTDOT = (0, (6, 1.5, 1, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5, 1, 1.5))
 # An operator that is timed on its own looks like the family that it is the core of: family, a shade of its colour,

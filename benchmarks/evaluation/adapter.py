@@ -197,7 +197,8 @@ class EvalLM(TemplateLM):
         at_once = max(1, HEAD_BYTES // (4 * self.model.vocab_size))
         nats, greedy = [], []
         for hidden, targets in zip(hidden_ND.split(at_once), targets_N.split(at_once), strict=True):
-            logits = self.model.lm_head(hidden).float()  # (at most at_once, V)
+            logits = self.model.lm_head(hidden)  # (at most at_once, V)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             nats.append(F.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0].double().cpu())
             greedy.append((logits.argmax(dim=-1) == targets).cpu())
         return torch.cat(nats), torch.cat(greedy)

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = arguments.out or Path("results") / arguments.device / "eval_agreement.csv"
     settings = Settings(
         device=arguments.device,
+        dtype=arguments.dtype,
         batch_size=arguments.batch_size,
         limit=arguments.limit,
         repeats=arguments.repeats,
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tokenizer", metavar="PATH|NAME", help="of --model (default: its own)")
     parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="of the checkpoints that are made here")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="of both sides (default: %(default)s); in float64 no rounding hides a difference, nor makes one",
+    )
     parser.add_argument("--tasks", default=TASKS, help="default: %(default)s")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: $SEQBENCH_DATA)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N items of every task")

@@ -64,6 +64,7 @@ class Settings:
     """How both sides are asked."""
 
     device: str = "cpu"
+    dtype: str = "float32"
     batch_size: int | None = None
     """None for each side's automatic one."""
     limit: int | None = None
@@ -73,10 +74,7 @@ class Settings:
 
 def compare(subject: Subject, tasks: Sequence[LocalTask], settings: Settings) -> Iterator[Row]:
     """One row a task, then whole texts, then generated ones."""
-    ours, theirs = (
-        our_lm(subject, settings.device, settings.batch_size),
-        hflm(subject, settings.device, settings.batch_size),
-    )
+    ours, theirs = _both(subject, settings, settings.batch_size)
     for task in tasks:
         yield _task_row(subject, task, ours, theirs, settings)
     text = embedded_text()
@@ -86,20 +84,30 @@ def compare(subject: Subject, tasks: Sequence[LocalTask], settings: Settings) ->
     options = {"until": ["\n\n"], "max_gen_toks": _NEW_TOKENS, "do_sample": False}
     prompts = [_instance("generate_until", (passage[:200], dict(options))) for passage in passages]
     # Padding on the left, as HFLM generates, is not exact for recurrent models: one at a time, on both sides.
-    alone = our_lm(subject, settings.device, 1), hflm(subject, settings.device, 1)
-    yield _text_row(subject, "greedy texts", prompts, *alone, settings.repeats)
+    yield _text_row(subject, "greedy texts", prompts, *_both(subject, settings, 1), settings.repeats)
 
 
-def our_lm(subject: Subject, device: str, batch_size: int | None, *, max_length: int | None = None) -> EvalLM:
+def _both(subject: Subject, settings: Settings, batch_size: int | None) -> tuple[EvalLM, TemplateLM]:
+    return (
+        our_lm(subject, settings.device, batch_size, dtype=settings.dtype),
+        hflm(subject, settings.device, batch_size, dtype=settings.dtype),
+    )
+
+
+def our_lm(
+    subject: Subject, device: str, batch_size: int | None, *, dtype: str = "float32", max_length: int | None = None
+) -> EvalLM:
     """This suite's adapter."""
     checkpoint = find_checkpoint(str(subject.ours), Path(), tokenizer=subject.tokenizer)
-    model, _ = checkpoint.load(device)
+    model, _ = checkpoint.load(device, getattr(torch, dtype))
     budget = TokenBudget(batch_size=batch_size) if batch_size else TokenBudget.measured(model, torch.device(device))
     tokenizer = checkpoint.load_tokenizer()
     return EvalLM(model, tokenizer, budget=budget, max_length=max_length or checkpoint.max_length(tokenizer))
 
 
-def hflm(subject: Subject, device: str, batch_size: int | None, *, max_length: int | None = None) -> TemplateLM:
+def hflm(
+    subject: Subject, device: str, batch_size: int | None, *, dtype: str = "float32", max_length: int | None = None
+) -> TemplateLM:
     """lm-eval's adapter of transformers, on the same weights."""
     import_transformers()  # before lm-eval imports it beside a broken torchaudio
     from lm_eval.models.huggingface import HFLM
@@ -109,7 +117,7 @@ def hflm(subject: Subject, device: str, batch_size: int | None, *, max_length: i
         return HFLM(
             pretrained=str(subject.theirs),
             tokenizer=subject.tokenizer,
-            dtype="float32",
+            dtype=dtype,
             device=device,
             batch_size=batch_size or "auto",
             max_length=max_length,

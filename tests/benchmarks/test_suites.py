@@ -129,12 +129,12 @@ def test_time_limits_by_family_and_operator():
     limits = {
         item.trial.model: item.time_limit_s
         for item in expand(load_suite("speed"), Selection(), device="cuda", source_of={})
-        if (item.trial.direction, item.trial.seq_len) == ("train", 8192) and item.trial.protocol["level"] != "model"
+        if (item.trial.direction, item.trial.seq_len) == ("train", 2**16) and item.trial.protocol["level"] != "model"
     }
     assert {name: limits[name] for name in ("ssd", "mamba2-130m", "attention")} == {
         "ssd": 40,
         "mamba2-130m": 40,
-        "attention": 10,
+        "attention": 20,
     }
 
 

@@ -125,7 +125,7 @@ def test_a_cut_run_is_on_no_line_and_says_so():
     assert group.reference_line() == [(pytest.approx(1e15), pytest.approx(2.0))]
     assert math.isnan(group.reference_loss("mamba-25m"))
     words = language_tables._words(group)
-    assert "transformer-25m (400 of 1,000 steps, time is up)" in words
+    assert "transformer-25m (last loss at step 400 of 1,000; time is up)" in words
     table = language_tables.models_table(group).set_index("Model")
     assert table.loc["transformer-25m", "Validation loss (bits per token)"].endswith("(cut)")
     assert "transformer-25m" not in set(language_tables.flops_table(group)["Model"])
