@@ -125,8 +125,8 @@ def memory_of(work: Callable[[], object], device: torch.device) -> dict[str, int
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
         }
     gc.collect()  # what is freed while the profiler looks would count against what is allocated
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
+    # The bare profiler, which leaves its events as they are: making Python objects of all of them took seconds.
+    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
         torch.empty(1)  # the profiler's first event sets up its buffers
         with host_peak() as host:
             kept = work()
@@ -158,8 +158,8 @@ def load_libraries(device: torch.device) -> None:
     torch.cuda.synchronize(device)
 
 
-def _replayed_peak(profiler: torch.profiler.profile) -> int:
-    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
+def _replayed_peak(profiler: torch.autograd.profiler.profile) -> int:
+    results: Any = profiler.kineto_results
     changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
     held = peak = 0
     for _, nbytes in changes:
