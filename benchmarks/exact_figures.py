@@ -25,6 +25,7 @@ from benchmarks.workloads import build_workload
 from harness import Direction, Trial, Unsupported, format_length
 from harness.outcomes import Unpredictable
 from models import MODELS, SequenceModel, build_model, find_factory
+from models.ops.context import without_data
 from models.ops.selective_scan import force_backend
 from tasks import SPLITS, TASKS, ExampleStream, make_task
 
@@ -97,7 +98,7 @@ def _short(value: Value) -> Value:
 
 
 def _model_figures(name: str) -> _Found:
-    with torch.device("meta"):
+    with without_data():
         model = find_factory(name)(vocab_size=VOCAB)
     yield "params", f"vocabulary of {VOCAB}", model.num_params
     for seq_len in LENGTHS:

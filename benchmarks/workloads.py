@@ -25,7 +25,7 @@ from benchmarks.operator_costs import Cost, Shape
 from benchmarks.operators import OPERATORS, Draw, find_operator, operator_of
 from harness import Trial, Unsupported
 from models import Model, SequenceModel, build_fake_model, build_model, find_factory
-from models.ops.context import stands_for
+from models.ops.context import stands_for, without_data
 
 SPEED_VOCAB = 16
 """Speed does not depend on what the tokens mean; a small vocabulary keeps the head out of the way."""
@@ -143,7 +143,7 @@ def _initialised(trial: Trial, factory: Callable[..., Model], weights: torch.dty
     What keeps buffers, or draws on the CPU whatever its device, is built there and moved.
     """
     if trial.device != "cpu":
-        with torch.device("meta"):
+        with without_data():
             model = factory(vocab_size=SPEED_VOCAB)
         if not list(model.buffers()):
             try:
@@ -210,7 +210,7 @@ def _shapes_of(trial: Trial, dtype: torch.dtype = torch.float32) -> Model:
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch._C._DisableTorchDispatch(), torch.device("meta"):
+        with torch._C._DisableTorchDispatch(), without_data():
             return find_factory(trial.model)(vocab_size=SPEED_VOCAB)
     finally:
         torch.set_default_dtype(previous)

@@ -30,6 +30,7 @@ from models.lstm import LSTM
 from models.mamba2 import Mamba2
 from models.mamba3 import Mamba3
 from models.model import Block, SequenceModel
+from models.ops.context import without_data
 from models.retnet import RetNet
 from models.s4d import S4D
 from models.s6 import S6, SELECTABLE
@@ -324,6 +325,6 @@ def _mlp_width(mixer: str, wiring: str, size: Size, missing: int) -> int:
 def _num_params(mixer: str, wiring: str, size: Size, d_inner: int, d_mlp: int) -> int:
     """Without the embedding."""
     # The planner's fake tensors would be counted as well, but slowly, and would be kept in the cache.
-    with torch._C._DisableTorchDispatch(), torch.device("meta"):
+    with torch._C._DisableTorchDispatch(), without_data():
         model = _assemble(mixer, wiring, size, vocab_size=1, d_inner=d_inner, d_mlp=d_mlp)
         return model.num_params - size.d_model

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.conformance.learning import loss_of
 from models.conformance.subject import CheckFailed, NotApplicable, Subject, demand, describe_error, needs
-from models.ops.context import observing
+from models.ops.context import observing, without_data
 
 FLOPS_LEN = 512
 FLOPS_LIMIT = 0.1
@@ -93,7 +93,7 @@ def fake(subject: Subject) -> str:
                     model.prefill(ids_BL[:, :64], states)
                     model.step(ids_BL[:, 64], states)
             stage = "building on the meta device"
-        with torch.random.fork_rng(), torch.device("meta"):
+        with torch.random.fork_rng(), without_data():
             described: Any = subject.factory(vocab_size=subject.vocab_size)
     except (RuntimeError, NotImplementedError) as error:
         raise CheckFailed(

@@ -9,14 +9,16 @@ since the reference of a long call takes long, and the like blocks of a model ma
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 
 Policy = Callable[[str, int], bool]
 """Whether a call is compared with its reference, by its operator and its place among that operator's calls, from 0."""
@@ -149,3 +151,23 @@ def why_missing(module: str) -> str:
     except ImportError as error:
         return f"{module.partition('.')[0]} does not import ({error})"
     return ""
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """Within, modules are built with shapes alone, on the meta device; weights are not drawn."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the random fills of weights that have no data: for these PyTorch imports its compiler, which takes
+    seconds in each process that builds a module."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -13,6 +13,7 @@ from models.base import Mixer
 from models.checkpoint import CheckpointError
 from models.mamba2 import Mamba2
 from models.model import SequenceModel
+from models.ops.context import without_data
 from models.pretrained.configs import Architecture
 from models.pretrained.files import check_keys
 from models.s6 import S6
@@ -52,7 +53,7 @@ def load_native(
     Raises :class:`CheckpointError` for names and shapes that do not fit the architecture.
     """
     try:
-        with torch.device("meta"):
+        with without_data():
             model = build(architecture).cast(dtype)
     except ValueError as error:
         raise CheckpointError(f"{where.parent}: {error}") from error
