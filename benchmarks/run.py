@@ -57,8 +57,14 @@ def planned_suite(suite: Suite, selection: Selection, options: RunOptions) -> li
 def prepared_suite(
     suite: Suite, selection: Selection, options: RunOptions, *, log: TextIO = sys.stderr
 ) -> list[PlannedTrial]:
-    """:func:`planned_suite`; the Triton kernels of what has no record yet are compiled meanwhile."""
+    """:func:`planned_suite`; the Triton kernels of what has no record yet are compiled meanwhile.
+
+    Raises RecordsError, before all that takes long, where no record can be written.
+    """
     trials = _expanded(suite, selection, options)
+    with RecordWriter(_folder(options)) as writer:
+        for warning in writer.warnings:
+            print(f"note: {warning}", file=log)
     recorded = {} if options.fresh else _recorded(options.out)
     missing = [item.trial for item, trial_id in zip(trials, trial_ids(trials), strict=True) if trial_id not in recorded]
     with ThreadPoolExecutor(1) as pool:
@@ -66,6 +72,12 @@ def prepared_suite(
         planned = plan_trials(trials, options.settings)
         tuning.result()
     return planned
+
+
+def _folder(options: RunOptions) -> Path:
+    """Where this part of the run writes."""
+    shard, num_shards = options.shard
+    return options.out if num_shards == 1 else options.out / f"shard-{shard}-of-{num_shards}"
 
 
 def _expanded(suite: Suite, selection: Selection, options: RunOptions) -> list[SuiteTrial]:
@@ -92,7 +104,7 @@ def run_suite(
     Returns how many trials ended with which status, old ones included.
     """
     shard, num_shards = options.shard
-    folder = options.out if num_shards == 1 else options.out / f"shard-{shard}-of-{num_shards}"
+    folder = _folder(options)
     mine = [p for p in planned if int(p.trial_id[:8], 16) % num_shards == shard - 1]
     with RecordWriter(folder) as writer:
         for warning in writer.warnings:

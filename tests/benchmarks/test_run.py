@@ -243,13 +243,14 @@ trials:
 """
 
 
-def test_a_training_that_is_stopped_goes_on_in_the_next_run(seqbench, tmp_path):
+def test_a_training_that_is_stopped_goes_on_in_the_next_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("SEQBENCH_DATA", raising=False)
     suite, out = tmp_path / "long.yaml", tmp_path / "out"
     suite.write_text(LONG_TRAINING)
+    command = ["run", str(suite), "--device", "cpu", "--out", str(out), "--stop-after"]
     records, minutes = [], 0.15
     while len(records) < 2:
-        result = seqbench("run", suite, "--device", "cpu", "--out", out, "--stop-after", str(minutes))
-        assert result.returncode == 0, result.stderr
+        assert main([*command, str(minutes)]) == 0
         found, _ = read_records([out])
         assert [(r["status"], r["error"]["type"]) for r in found] == [("timeout", "CutShort")] * len(found)
         steps = [r["metrics"].get("steps_done", 0) for r in found]
@@ -264,8 +265,7 @@ def test_a_training_that_is_stopped_goes_on_in_the_next_run(seqbench, tmp_path):
     assert "resumed_at" not in first and second["resumed_at"] == [first["steps_done"]]
     assert second["loss_curve"][: len(first["loss_curve"])] == first["loss_curve"]
     assert len(list((out / "training").iterdir())) == 1
-    fresh = seqbench("run", suite, "--device", "cpu", "--out", out, "--stop-after", str(minutes), "--fresh")
-    assert fresh.returncode == 0, fresh.stderr
+    assert main([*command, str(minutes), "--fresh"]) == 0
     (record,), _ = read_records([out])
     assert "resumed_at" not in record["metrics"]
 
