@@ -37,7 +37,7 @@ def let_segments_grow() -> str:
     """Have PyTorch's allocator map a GPU's memory page by page from now on, into segments that grow and shrink.
 
     By default a segment keeps the size it was asked for, and what is left over in it cannot serve a larger request: a
-    cache that grows by concatenation left 35 to 49 GiB of an H200 unused so. Returns what the record says.
+    cache that grows by concatenation left 36 to 49 GiB of an H200 unused so. Returns what the record says.
     """
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     return "segments that grow (expandable_segments)"

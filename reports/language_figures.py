@@ -61,7 +61,7 @@ def loss_figure(group: LanguageGroup) -> Drawing:
         axes.set_xlabel(label, fontsize=10, color=INK)
     unit = "byte" if group.symbols == "bytes" else "token"
     panels[0].set_ylabel(f"Bits per {unit}", fontsize=10, color=INK)
-    add_legend(sheet, data.assign(mark=data["mark"].map(lambda _: "loss")), styles, {})
+    add_legend(sheet, data.assign(mark=data["mark"].map(lambda _: "loss")), styles, {}, last=_cut_handle(data))
     return Drawing(
         name=f"language-loss-{group.symbols}", title=title, figure=sheet, data=data,
         caption="Loss on a fixed set of windows of the validation split while training goes on, without the first "
@@ -69,6 +69,16 @@ def loss_figure(group: LanguageGroup) -> Drawing:
         f"Symbols: {group.symbols}. The learning rate falls to its end at the full marks, so that a point before them "
         "is not what a training of that budget gives. Both axes are logarithmic.",
     )  # fmt: skip
+
+
+def _cut_handle(data: pd.DataFrame) -> list[Any]:
+    """What a hollow end means, where there is one."""
+    from matplotlib.lines import Line2D
+
+    if not (data["status"] == "cut").any():
+        return []
+    label = "cut before its last step"
+    return [Line2D([], [], color=INK, marker="o", markerfacecolor="white", markersize=6, linestyle="", label=label)]
 
 
 def _draw_losses(axes: Any, data: pd.DataFrame, styles: Styles, show: Callable[[float], str]) -> None:

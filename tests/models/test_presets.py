@@ -1,5 +1,8 @@
 """Names and what they stand for: sizes of equal parameters, the grammar of mixers and wirings, near misses."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -14,6 +17,21 @@ GRID = [f"{mixer}.{wiring}" for mixer in MIXERS for wiring in WIRINGS if mixer n
 def on_meta(name: str, vocab_size: int = 16) -> SequenceModel:
     with torch.device("meta"):
         return find_factory(name)(vocab_size=vocab_size)
+
+
+def test_shapes_alone_need_no_compiler():
+    """PyTorch imports it for random fills of the meta device. In a process that has not done so."""
+    code = (
+        "import sys, torch\n"
+        "from models import build_model, find_factory\n"
+        "from models.ops.context import without_data\n"
+        "build_model('s4d-tiny', vocab_size=16)\n"
+        "with without_data():\n"
+        "    model = find_factory('transformer-tiny')(vocab_size=16)\n"
+        "assert all(p.is_meta for p in model.parameters())\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def params_without_embedding(name: str) -> int:

@@ -111,6 +111,15 @@ def test_what_a_run_read_and_spent():
     assert run.finished
 
 
+@pytest.mark.parametrize("done", [STEPS, 400])
+def test_a_cut_runs_end_is_hollow_and_the_legend_says_so(done):
+    drawing = language_figures.loss_figure(group_of(record("mamba-10m", 1.9, done=done)))
+    ends = [line for line in drawing.figure.axes[0].lines if line.get_marker() != "None"]
+    assert [line.get_markerfacecolor() == "white" for line in ends] == [done < STEPS]
+    texts = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert ("cut before its last step" in texts) == (done < STEPS)
+
+
 def test_losses_on_the_way_are_interpolated_in_the_logarithm():
     (run,) = group_of(record("mamba-10m", 1.9)).runs
     assert run.loss_at(5e14) == pytest.approx(1.9 * 2**0.1)
