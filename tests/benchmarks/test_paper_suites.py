@@ -62,6 +62,13 @@ def test_the_other_suite_holds_the_rest_of_the_learning_rates():
         assert {k for k in trial.protocol if trial.protocol[k] != same.protocol.get(k)} <= {"lr", "score_budget_s"}
 
 
+def test_the_short_form_of_table_1_differs_by_rate_and_steps_alone():
+    for trial in trials_of("paper-selective-copying-lr"):
+        (same, *_) = trials_of("paper-selective-copying", models=(family(trial.model),))
+        assert (trial.model, trial.protocol["lr"]) == (same.model, 10 * same.protocol["lr"])
+        assert {k for k in trial.protocol if trial.protocol[k] != same.protocol.get(k)} == {"lr", "steps"}
+
+
 def test_a_cpu_plans_the_full_protocol(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     suite = load_suite("paper-induction-heads")
