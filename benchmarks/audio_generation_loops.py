@@ -1,8 +1,7 @@
 """Loops that sample audio: the host issues each step, or replays captured ones; a U-Net has a step a value of ticks.
 
 A prompt's last logits give sample 0, and each of N - 1 steps one more. Everything that a step needs or leaves lies on
-the device: the random numbers, the place among them, and the samples so far. A state that grows, attention's cache,
-has room for the whole generation, but a step reads no more than the next sixteenth above what it holds.
+the device: the random numbers, the place among them, and the samples so far.
 
 Shape suffixes: B batch, L prompt length, N new samples, V vocabulary.
 """
@@ -12,20 +11,15 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.audio_generation_sampling import Sampling, choose
 from benchmarks.generation_loops import ran_out_of_memory
 from harness import Trial, Unsupported
 from models import Model
-from models.base import State
 from models.unet import UNet
 
 _WARM_UP_STEPS = 2
-"""Before a capture, of each kind of step: libraries set themselves up and kernels are compiled in the first call."""
-_EXTENTS = 16
-"""Into so many parts the room of a cache is divided. A step reads those that hold something, half a part too much on
-average; each part costs a captured loop a graph a kind of step."""
+"""Before a capture, of each value of ticks: libraries set themselves up and kernels are compiled in the first call."""
 
 
 class EagerSampler:
@@ -48,7 +42,6 @@ class EagerSampler:
         B, L = prompt_BL.shape
         with torch.no_grad():
             self._states = model.init_state(B, L + self.new_samples)
-        self._extents = _extents(model, self._states, B, first=L + 1, last=L + self.new_samples)
         self._uniforms_NB = uniforms_BN.T.contiguous().to(self.device)
         self._tokens_NB = prompt_BL.new_zeros(self.new_samples, B)
         self._ids_B = prompt_BL.new_zeros(B)
@@ -76,18 +69,9 @@ class EagerSampler:
         self._tokens_NB.index_copy_(0, self._place_1, self._ids_B[None])
         self._place_1 += 1
 
-    @property
-    def _heard(self) -> int:
-        """Samples that the states hold after the next step, which reads the newest: the prompt's count too."""
-        return self.prompt_BL.shape[1] + self._done
-
-    def _extent(self) -> int:
-        """The smallest that has room for the next step."""
-        return next(extent for extent in self._extents if self._heard <= extent)
-
     def _advance(self) -> Tensor:
         """One step and its sample; returns the logits."""
-        logits_BV = self.model.step(self._ids_B, self._extents[self._extent()])
+        logits_BV = self.model.step(self._ids_B, self._states)
         self._draw(logits_BV)
         return logits_BV
 
@@ -114,33 +98,8 @@ class EagerSampler:
         return self.last_logits_BV.clone()
 
 
-def _extents(model: Model, states: list[State], batch: int, *, first: int, last: int) -> dict[int, list[State]]:
-    """Positions -> ``states`` as far as so many reach, in ascending order; one entry where no state grows.
-
-    Args:
-        first, last: positions that the shortest and the longest must have room for.
-    """
-    found: dict[int, list[State]] = {}
-    for part in range(1, _EXTENTS + 1):
-        extent = -(-last * part // _EXTENTS)
-        if extent < first:
-            continue
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            shapes = [{key: t.shape for key, t in state.items()} for state in model.init_state(batch, extent)]
-        if all(
-            state[key].shape == shape for state, like in zip(states, shapes, strict=True) for key, shape in like.items()
-        ):
-            return found | {last: states}
-        found[extent] = [
-            {key: state[key][tuple(map(slice, shape))] for key, shape in like.items()}
-            for state, like in zip(states, shapes, strict=True)
-        ]
-    return found
-
-
 class GraphSampler(EagerSampler):
-    """The prefill from Python, and steps captured in CUDA graphs and replayed: one of a stack, three of a U-Net, and of
-    either as many more as its cache has parts.
+    """The prefill from Python, and steps captured in CUDA graphs and replayed: one of a stack, three of a U-Net.
 
     Raises Unsupported for a step that cannot be captured.
     """
@@ -150,7 +109,7 @@ class GraphSampler(EagerSampler):
 
     def __init__(self, model: Model, prompt_BL: Tensor, uniforms_BN: Tensor, sampling: Sampling) -> None:
         super().__init__(model, prompt_BL, uniforms_BN, sampling)
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         torch.cuda.synchronize(self.device)
         began = time.perf_counter()
         self._capture()
@@ -161,17 +120,12 @@ class GraphSampler(EagerSampler):
         """What steps differ by: of a U-Net how many of its inner stages take part, of others nothing."""
         return list(range(len(self.model.backbone.poolings) + 1)) if isinstance(self.model, UNet) else [0]
 
-    def _kinds(self) -> list[tuple[int, int]]:
-        """Ticks and extent of every graph."""
-        return [(ticks, extent) for extent in self._extents for ticks in self._ticks()]
-
-    def _run(self, ticks: int, extent: int) -> Tensor:
+    def _run(self, ticks: int) -> Tensor:
         """What is captured: a step of this kind and its sample, without a look at the place on the host."""
-        states = self._extents[extent]
         if isinstance(self.model, UNet):
-            logits_BV = self.model.step_at(self._ids_B, states, ticks)
+            logits_BV = self.model.step_at(self._ids_B, self._states, ticks)
         else:
-            logits_BV = self.model.step(self._ids_B, states)
+            logits_BV = self.model.step(self._ids_B, self._states)
         self._draw(logits_BV)
         return logits_BV
 
@@ -181,29 +135,30 @@ class GraphSampler(EagerSampler):
         stream, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for kind in self._kinds():
+            for ticks in self._ticks():
                 for _ in range(_WARM_UP_STEPS):
                     self._place_1.zero_()
                     for tensor in (t for state in self._states for t in state.values()):
-                        tensor.zero_()  # an empty past: a short extent would soon be full
-                    self._run(*kind)
+                        tensor.zero_()  # an empty past: a short cache would soon be full
+                    self._run(ticks)
         current.wait_stream(stream)
         pool = torch.cuda.graph_pool_handle()  # one graph runs at a time: they may share their memory
-        for kind in self._kinds():
+        for ticks in self._ticks():
             graph = torch.cuda.CUDAGraph()
             try:
                 with torch.cuda.graph(graph, pool=pool):
-                    logits_BV = self._run(*kind)
+                    logits_BV = self._run(ticks)
             except RuntimeError as error:
                 if ran_out_of_memory(error):
                     raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise Unsupported(f"a step of this model cannot be captured in a CUDA graph ({reason})") from error
-            self._graphs[kind] = graph, logits_BV
+            self._graphs[ticks] = graph, logits_BV
 
     def _advance(self) -> Tensor:
-        ticks = self.model.ticks_after(self._heard) if isinstance(self.model, UNet) else 0
-        graph, logits_BV = self._graphs[ticks, self._extent()]
+        heard = self.prompt_BL.shape[1] + self._done  # samples with the one that this step reads
+        ticks = self.model.ticks_after(heard) if isinstance(self.model, UNet) else 0
+        graph, logits_BV = self._graphs[ticks]
         graph.replay()
         return logits_BV
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.base import Mixer, State, init_linear
 from models.ops.attention import causal_attention, causal_attention_flops
+from models.ops.decode_attention import decode_attention
 from models.ops.positions import alibi_slopes, rotary_tables, rotate, xpos_rates
 
 POSITIONS = ("rope", "xpos", "alibi", "none", "absolute")
@@ -81,7 +82,10 @@ class Attention(Mixer):
         if self.rotary:
             wide = torch.promote_types(x_BLD.dtype, torch.float32)
             tables = rotary_tables(positions_L, K, dtype=wide)
-            q_BHLK, k_BGLK = rotate(q_BHLK, *tables), rotate(k_BGLK, *tables)
+            if x_BLD.shape[1] == 1:  # together: a step is short, and takes the time of its launches
+                q_BHLK, k_BGLK = rotate(heads_BXLK[:, : H + G], *tables).split((H, G), dim=1)
+            else:
+                q_BHLK, k_BGLK = rotate(q_BHLK, *tables), rotate(k_BGLK, *tables)
         return q_BHLK, k_BGLK, v_BGLK
 
     def _mix(self, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
@@ -123,27 +127,36 @@ class Attention(Mixer):
 
     def step(self, x_BD: Tensor, state: State) -> Tensor:
         keys_BGMK, values_BGMK, p_1 = state["keys"], state["values"], state["length"]
-        G, M = self.num_kv_heads, keys_BGMK.shape[2]
+        M = keys_BGMK.shape[2]
         q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], p_1)
         # A cache shorter than the window must not wrap: past its end, index_copy_ raises an IndexError.
         slot_1 = p_1 % M if self.window == M else p_1
         keys_BGMK.index_copy_(2, slot_1, k_BG1K)
         values_BGMK.index_copy_(2, slot_1, v_BG1K)
-        age_M = (slot_1 - torch.arange(M, device=x_BD.device)) % M  # how many positions back a slot was written
+        if self.positions in ("alibi", "xpos"):
+            out_BHK = self._biased(q_BH1K, keys_BGMK, values_BGMK, slot_1, p_1)
+            p_1 += 1
+        else:
+            p_1 += 1  # now how many slots hold something, at most M; in which order does not matter
+            out_BHK = decode_attention(q_BH1K.squeeze(2), keys_BGMK, values_BGMK, p_1)
+        return self.out_proj(out_BHK.reshape(x_BD.shape))
+
+    def _biased(self, q_BH1K: Tensor, keys_BGMK: Tensor, values_BGMK: Tensor, slot_1: Tensor, p_1: Tensor) -> Tensor:
+        """A step's attention where distance has a say: over the whole cache, under a mask."""
+        G, M = keys_BGMK.shape[1:3]
+        age_M = (slot_1 - torch.arange(M, device=p_1.device)) % M  # how many positions back a slot was written
         seen_M = age_M <= p_1
-        wide = torch.promote_types(x_BD.dtype, torch.float32)
-        if self.positions == "xpos":
-            scale_MK = (xpos_rates(self.head_dim, x_BD.device).to(wide) * age_M[:, None]).exp()
-            keys_BGMK = (keys_BGMK * scale_MK).to(keys_BGMK.dtype)
+        wide = torch.promote_types(q_BH1K.dtype, torch.float32)
         mask: Tensor = seen_M[None]  # (1, M)
-        if self.positions == "alibi":
-            slopes_GR1 = alibi_slopes(self.num_heads, x_BD.device).to(wide).view(G, -1, 1)
-            mask = (-slopes_GR1 * age_M).masked_fill(~seen_M, -torch.inf).to(x_BD.dtype)[None]  # (1, G, R, M)
+        if self.positions == "xpos":
+            scale_MK = (xpos_rates(self.head_dim, p_1.device).to(wide) * age_M[:, None]).exp()
+            keys_BGMK = (keys_BGMK * scale_MK).to(keys_BGMK.dtype)
+        else:
+            slopes_GR1 = alibi_slopes(self.num_heads, p_1.device).to(wide).view(G, -1, 1)
+            mask = (-slopes_GR1 * age_M).masked_fill(~seen_M, -torch.inf).to(q_BH1K.dtype)[None]  # (1, G, R, M)
         # The query heads that share a key head are its queries.
         q_BGRK = q_BH1K.reshape(-1, G, self.num_heads // G, self.head_dim)
-        out_BGRK = F.scaled_dot_product_attention(q_BGRK, keys_BGMK, values_BGMK, attn_mask=mask)
-        p_1 += 1
-        return self.out_proj(out_BGRK.reshape(x_BD.shape))
+        return F.scaled_dot_product_attention(q_BGRK, keys_BGMK, values_BGMK, attn_mask=mask)
 
     def op_flops(self, seq_len: int) -> float:
         return causal_attention_flops(seq_len, self.d_model, self.window)
