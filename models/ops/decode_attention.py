@@ -25,7 +25,7 @@ from models.ops.inference_kernels import DTYPES
 MAX_HEAD_DIM = 256
 """Of the kernel, which holds some positions' whole heads in registers."""
 _PROGRAMS_PER_MULTIPROCESSOR = 4
-_MIN_PART, _MAX_PARTS = 256, 64
+_MIN_PART, _MAX_PARTS = 128, 64
 """Positions of a full cache's part, which must be worth the merging; one program merges a head's parts at once."""
 
 

@@ -24,7 +24,7 @@ from models.ops.fused_attention import MULTIPROCESSORS
 _BLOCK_BYTES = 2**13
 """Of a block of keys, and of one of values: of 2**14 a multiprocessor holds three programs, of this the four that
 :func:`num_parts` counts on, and with two more blocks of each on their way they keep the memory busy."""
-_MIN_BLOCK, _MAX_BLOCK = 16, 256
+_MIN_BLOCK, _MAX_BLOCK = 16, 128
 
 
 # One compilation serves every cache and number of heads: those of a U-Net's stages differ.
