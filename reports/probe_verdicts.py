@@ -79,7 +79,7 @@ def _verdict(row: ProbeRow, paper: PaperRow) -> tuple[Verdict, str]:
 
 
 def _notes(row: ProbeRow) -> list[str]:
-    """What a reader of the verdict must know of the runs: cut ones, failed ones."""
+    """What a reader of the verdict must know of the runs: cut ones, failed ones, another rate than the paper's."""
     notes = []
     wanted = row.paper.steps if row.paper else math.inf
     cut = [run for run in row.runs if run.steps < min(run.steps_asked, wanted) and run.scores]
@@ -89,6 +89,8 @@ def _notes(row: ProbeRow) -> list[str]:
         notes.append(f"cut before {cut[0].steps_asked:,.0f} steps{split}: {seeds}")
     elif row.paper and row.points and row.steps < row.paper.steps:
         notes.append(f"asked for {row.steps:,.0f} steps, the paper's are {row.paper.steps:,}")
+    if row.paper and row.points and row.lr != row.paper.lr:
+        notes.append(f"at a learning rate of {row.lr:g}, the paper's is {row.paper.lr:g}")
     failed = [run for run in row.runs if not run.scores]
     notes += [f"seed {style.figure(run.seed)} {run.status}: {run.message or 'no message'}" for run in failed]
     return notes

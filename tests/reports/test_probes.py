@@ -144,6 +144,13 @@ def test_early_cuts_are_not_attempts_unless_they_solve_all():
     assert judge_row(row_of("mamba-probe64", failing, table=table)).verdict == "differs"
 
 
+def test_another_rate_than_the_papers_is_told():
+    faster = judge_row(row_of("mamba-probe64", probe("mamba-probe64", COPYING, lr=1e-3), table=COPYING))
+    assert faster.verdict == "reproduced" and "learning rate of 0.001, the paper's is 0.0001" in faster.why
+    same = judge_row(row_of("mamba-probe64", probe("mamba-probe64", COPYING), table=COPYING))
+    assert "learning rate" not in same.why
+
+
 def test_a_cut_training_is_compared_by_its_last_validation():
     cut = probe("s4d-probe64", COPYING, steps=150_000, status="timeout", validation=0.2)
     cut["metrics"] |= {"scores": []}
