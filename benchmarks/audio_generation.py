@@ -71,12 +71,11 @@ def run_audio_generation(trial: Trial, context: Mapping[str, Any], report: Repor
         "source": {"name": source.name, "kind": source.kind, "note": source.note},
         "weights": "random" if trial.protocol.get("init_from") is None else "trained",
     }
-    with observing() as kernels:
-        metrics["max_relative_error"] = verify(trial, model, prompt_BL, loop_class)
+    metrics["max_relative_error"] = verify(trial, model, prompt_BL, loop_class)
     free_memory(device)
-    loop, measured = measure_memory(trial, model, prompt_BL, loop_class)
+    loop, measured, kernels = measure_memory(trial, model, prompt_BL, loop_class)
     metrics |= measured
-    backend = kernels.backends | describe_loop(trial, loop.description, captured=loop.captured)
+    backend = kernels | describe_loop(trial, loop.description, captured=loop.captured)
     report({**metrics, "backend": backend})
 
     timed = _timed_generation(loop)
@@ -167,23 +166,32 @@ def check_end(trial: Trial, model: Model, loop: EagerSampler) -> float:
 
 def measure_memory(
     trial: Trial, model: Model, prompt_BL: Tensor, loop_class: type[EagerSampler]
-) -> tuple[EagerSampler, dict[str, Any]]:
-    """The loop with states for the whole generation, its prefill and first steps: nothing grows afterwards."""
+) -> tuple[EagerSampler, dict[str, Any], dict[str, str]]:
+    """The loop with states for the whole generation, its prefill and first steps: nothing grows afterwards.
+
+    Returns the loop, its metrics, and the kernels that ran, those of a step under ``step_`` and the operator's name.
+    """
     built: list[EagerSampler] = []
+    kernels: dict[str, str] = {}
     steps = min(PARTS, trial.protocol["new_samples"] - 1)
 
     def generate() -> None:
         uniforms_BN = draw_uniforms(trial.batch, trial.protocol["new_samples"], trial.seed)
-        built.append(loop_class(model, prompt_BL, uniforms_BN, _sampling(trial)))
-        built[0].prefill()
-        built[0].decode(steps)
+        with observing() as capturing:
+            built.append(loop_class(model, prompt_BL, uniforms_BN, _sampling(trial)))
+        with observing() as reading:
+            built[0].prefill()
+        with observing() as stepping:
+            built[0].decode(steps)
+        step_kernels = capturing.backends | stepping.backends
+        kernels.update(reading.backends | {f"step_{op}": kernel for op, kernel in step_kernels.items()})
 
     metrics: dict[str, Any] = dict(memory_of(generate, torch.device(trial.device)))
     metrics["peak_alloc_bytes"] += weight_bytes(model)  # they were there before
     (loop,) = built
     if loop.capture_ms is not None:
         metrics["capture_ms"] = round(loop.capture_ms, 3)
-    return loop, metrics
+    return loop, metrics, kernels
 
 
 def _timed_generation(loop: EagerSampler) -> dict[str, Any]:

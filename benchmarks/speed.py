@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.workloads import Workload, build_workload
 from harness import Trial, WrongOutput
-from harness.clocks import MIN_SAMPLES, Timing, time_calls, time_once_ms
+from harness.clocks import MIN_SAMPLES, Timing, time_calls, time_once_ms, time_replays
 from harness.gpu_clocks import ClockReading
 from harness.memory import allocator_peak, keep_freed_memory, load_libraries, memory_of
 from harness.worker import Report
@@ -39,7 +39,9 @@ which takes about 2.5 times as long, the check, a warm-up and one sample."""
 def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Measure one ``speed`` trial; see the record's contract for the units.
 
-    ``checked_calls`` says of each operator how many of its calls were compared with a reference, of how many.
+    ``checked_calls`` says of each operator how many of its calls were compared with a reference, of how many. Where an
+    operator's call takes the host half as long as the device or longer, ``replay_ms`` is its time without launches, as
+    calls captured in a CUDA graph take (``calls_per_replay`` of them in one), or ``replay_error`` says why not.
 
     On a GPU the allocator counts as it goes, which takes no time, so that ``peak_alloc_bytes`` is of the timed calls
     themselves; ``peak_reserved_bytes`` is of the first call. On a CPU counting is slow, and a pass of its own.
@@ -91,6 +93,9 @@ def run_speed(trial: Trial, _context: Mapping[str, Any], report: Report) -> dict
         timing = time_calls(workload.call, device, budget_s=trial.protocol["sample_budget_s"], warmed_up=on_gpu)
     metrics |= peak
     metrics |= _timing_metrics(trial, workload, timing)
+    if trial.protocol["level"] == "operator" and timing.near_launch_bound:
+        with phase("replays", phases_s):
+            metrics |= _replay_metrics(trial, workload, timing)
     if clocks_before is not None:
         metrics["gpu_clocks"]["after"] = ClockReading().read()
     metrics["phases_s"] = phases_s
@@ -118,6 +123,21 @@ def _timing_metrics(trial: Trial, workload: Workload, timing: Timing) -> dict[st
             "launch_bound": bool(timing.launch_bound),
         }
     return metrics
+
+
+def _replay_metrics(trial: Trial, workload: Workload, timing: Timing) -> dict[str, Any]:
+    """The device's own time of a call whose launches take about as long; or why it cannot be had."""
+    issued_ms = statistics.median(timing.samples_ms)
+    try:
+        replays = time_replays(
+            workload.call,
+            torch.device(trial.device),
+            per_call_ms=issued_ms,
+            budget_s=trial.protocol["sample_budget_s"] / 2,
+        )
+    except RuntimeError as error:  # what was measured before stands
+        return {"replay_error": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+    return {"replay_ms": [round(sample, 6) for sample in replays.samples_ms], "calls_per_replay": replays.calls}
 
 
 @contextmanager

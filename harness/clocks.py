@@ -25,6 +25,10 @@ _MORE_WARM_UP_CALLS = 2
 LAUNCH_BOUND_SHARE = 0.9
 """Of the device's time: from there on the host's time decides. A call of more than about a thousand kernels
 fills the queue of launches and waits for the device; it is marked as well, since the two cannot be told apart."""
+NEAR_LAUNCH_BOUND_SHARE = 0.5
+"""Of the device's time: from there on the host may decide, and the device's own time is worth asking for."""
+_REPLAYED_MS, _MOST_REPLAYED_CALLS = 2.0, 128
+"""Of calls that one graph holds: replaying it costs some microseconds, which so many calls share."""
 L2_POLICY = "warm: every call works on the same buffers, and nothing is flushed between calls"
 """Of the last-level cache, as a training or decoding step finds it. What exceeds the cache is not served from it."""
 
@@ -51,10 +55,15 @@ class Timing:
         """Whether issuing a call takes as long as the device works on it; None without a device."""
         return is_launch_bound(self.host_ms, self.samples_ms) if self.host_ms else None
 
+    @property
+    def near_launch_bound(self) -> bool:
+        """Whether issuing a call takes half as long as the device works on it, or longer."""
+        return bool(self.host_ms) and is_launch_bound(self.host_ms or (), self.samples_ms, NEAR_LAUNCH_BOUND_SHARE)
 
-def is_launch_bound(host_ms: Sequence[float], samples_ms: Sequence[float]) -> bool:
+
+def is_launch_bound(host_ms: Sequence[float], samples_ms: Sequence[float], share: float = LAUNCH_BOUND_SHARE) -> bool:
     """Whether the host's time decides: see :data:`LAUNCH_BOUND_SHARE`."""
-    return statistics.median(host_ms) >= LAUNCH_BOUND_SHARE * statistics.median(samples_ms)
+    return statistics.median(host_ms) >= share * statistics.median(samples_ms)
 
 
 def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: float, warmed_up: bool = False) -> Timing:
@@ -90,6 +99,43 @@ def time_calls(call: Callable[[], object], device: torch.device, *, budget_s: fl
     if calls == 1 or device.type == "cpu":
         return timing
     return replace(timing, host_ms=issue_times_ms(call, torch.cuda.synchronize, budget_s=budget_s / 4))
+
+
+class Replays(NamedTuple):
+    """The device's own time for a call, without the host's for launching it."""
+
+    samples_ms: list[float]
+    calls: int
+    """That one graph holds; a sample is of several replays of it."""
+
+
+def time_replays(call: Callable[[], object], device: torch.device, *, per_call_ms: float, budget_s: float) -> Replays:
+    """Time ``call`` on a GPU as :func:`time_calls` does, some calls captured in a CUDA graph that is replayed.
+
+    Args:
+        call: has run before; always the same work on the same buffers.
+        per_call_ms: about how long one takes as it is issued.
+
+    Raises:
+        RuntimeError: a call that cannot be captured: one that asks the device for a value, say.
+    """
+    calls = replayed_calls(per_call_ms)
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        call()  # libraries have a workspace for each stream
+    current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            call()
+    timing = time_calls(graph.replay, device, budget_s=budget_s)
+    return Replays([sample / calls for sample in timing.samples_ms], calls)
+
+
+def replayed_calls(per_call_ms: float) -> int:
+    """How many calls a graph holds."""
+    return max(1, min(round(_REPLAYED_MS / max(per_call_ms, 1e-6)), _MOST_REPLAYED_CALLS))
 
 
 def _timing(runs: "list[_Run]", calls: int, device: torch.device, *, warm_up_calls: int) -> Timing:

@@ -20,6 +20,18 @@ def curves(frame: pd.DataFrame) -> Curves:
     return found
 
 
+def device_alone(speed: pd.DataFrame) -> pd.DataFrame:
+    """Trials by the device's own time: of calls without their launches where those were timed, and none where the host
+    decides and they were not. Empty where no trial of them has any."""
+    replayed = speed["replay_ms"].map(bool)
+    if not replayed.any():
+        return speed.iloc[:0]
+    known = speed[replayed | ~speed["launch_bound"]].copy()
+    known["latency_ms"] = known["replay_ms"].where(known["replay_ms"].map(bool), known["latency_ms"])
+    known["launch_bound"] = False
+    return known
+
+
 def memory_points(frame: pd.DataFrame) -> dict[str, dict[float, float]]:
     """model -> length -> peak bytes, the largest of the seeds'."""
     known = frame[(frame["status"] == "ok") & frame["memory_bytes"].notna()]

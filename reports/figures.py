@@ -13,6 +13,7 @@ from reports import generation, style
 from reports.audio_figures import audio_jobs
 from reports.audio_reference import row_labels
 from reports.audio_rows import TASK as AUDIO
+from reports.comparisons import device_alone
 from reports.context_figures import context_jobs, is_swept
 from reports.drawing import Drawing, Styles
 from reports.frames import (
@@ -99,6 +100,8 @@ def _scaling(speed: pd.DataFrame, suite: bool) -> Iterator[Job]:
         constant_tokens = bool(rows["tokens"].notna().any())
         if not constant_tokens:  # else time is throughput upside down
             yield partial(time_figure, rows, styles, operator_times(rows))
+            if len(alone := device_alone(rows)):
+                yield partial(time_figure, alone, styles, operator_times(rows), is_alone=True)
         yield partial(memory_figure, rows, styles)
         yield partial(speedup_figure, rows, styles)
         if suite:

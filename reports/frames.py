@@ -57,7 +57,7 @@ NUMBERS = [
     "largest_batch",
     "capture_ms",
 ]
-SAMPLES = ("host_ms", "prefill_ms", "decode_ms")
+SAMPLES = ("host_ms", "replay_ms", "prefill_ms", "decode_ms")
 COSTS = ("bytes", "flops", "exps")
 # What a group or a curve already says; the rest of a protocol may be varied within one group.
 GROUPED = ("level", "source", "tokens", "width", "d_state", "head_dim", "loop", "new_tokens")

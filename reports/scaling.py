@@ -51,8 +51,17 @@ MAX_CROSSINGS = 4
 FLAG_HEIGHT, FLAG_TURN = 0.045, 0.75
 
 
-def time_figure(frame: pd.DataFrame, styles: Styles | None = None, published: Sequence[PublishedPoint] = ()) -> Drawing:
-    """Median time of a call against length, with slopes, crossovers, predictions and failures."""
+def time_figure(
+    frame: pd.DataFrame,
+    styles: Styles | None = None,
+    published: Sequence[PublishedPoint] = (),
+    *,
+    is_alone: bool = False,
+) -> Drawing:
+    """Median time of a call against length, with slopes, crossovers, predictions and failures.
+
+    ``is_alone`` says that the frame is of :func:`reports.comparisons.device_alone`.
+    """
     about, styles = one_group(frame), styles or style.model_styles(frame["model"])
     rows, labels = Rows(), {}
     by_model = curves(frame)
@@ -78,17 +87,18 @@ def time_figure(frame: pd.DataFrame, styles: Styles | None = None, published: Se
             high=cross.high,
             note=text,
         )
+    what = "Median time of one call"
+    what += ", of a short one as CUDA graphs replay it, without the host's time for launching it" if is_alone else ""
     caption = (
-        f"Median time of one call; bands are the quartiles of the samples. Slopes: {fits.SLOPE_RULE}. "
+        f"{what}; bands are the quartiles of the samples. Slopes: {fits.SLOPE_RULE}. "
         "Crossovers (dotted) are interpolated between medians in log-log; the shaded span is the 95 % bootstrap "
         "interval over each length's samples."
     ) + "".join(f" {note[0].upper()}{note[1:]}." for note in notes)
     if frame["launch_bound"].any():
         caption += " Slopes leave launch-bound points (ringed) out."
     caption += f" {published[0].caption}" if published else ""
-    return draw_lengths(
-        rows, styles, labels, about, "time", "Time against length", "Median time per call", "ms", caption
-    )
+    name, title = ("time-device", "The device's time against length") if is_alone else ("time", "Time against length")
+    return draw_lengths(rows, styles, labels, about, name, title, "Median time per call", "ms", caption)
 
 
 def memory_figure(frame: pd.DataFrame, styles: Styles | None = None) -> Drawing:

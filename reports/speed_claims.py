@@ -20,6 +20,7 @@ from reports.comparisons import (
     crossover_text,
     crossovers,
     curves,
+    device_alone,
     reference_for,
     slope_points,
 )
@@ -45,7 +46,9 @@ def judge_speed_claims(speed: pd.DataFrame, generated: pd.DataFrame) -> list[Con
     """Every known claim about speed and memory, judged within one section (one environment and device)."""
     operators = [rows for rows in _groups(speed, "operator") if rows["width"].notna().all()]
     models = _groups(speed, "model")
-    found = [_operator_crossover(operators), _model_crossover(models), _torch_scan(operators), _seven(operators)]
+    alone = [rows for group in operators if len(rows := device_alone(group))]
+    found = [_operator_crossover(operators), _operator_crossover(alone, is_alone=True)]
+    found += [_model_crossover(models), _torch_scan(operators), _seven(operators)]
     found += [_linear(operators, "operator", direction) for direction in ("forward", "train")]
     found += [_linear(models, "model", direction) for direction in ("forward", "train")]
     for direction in ("forward", "train"):
@@ -73,7 +76,7 @@ def _of(groups: Sequence[pd.DataFrame], direction: str) -> list[pd.DataFrame]:
     return [rows for rows in groups if rows["direction"].iloc[0] == direction]
 
 
-def _operator_crossover(groups: Sequence[pd.DataFrame]) -> Contrast:
+def _operator_crossover(groups: Sequence[pd.DataFrame], is_alone: bool = False) -> Contrast:
     findings: list[Finding] = []
     more = []
     for rows in _of(groups, "forward"):
@@ -87,13 +90,15 @@ def _operator_crossover(groups: Sequence[pd.DataFrame]) -> Contrast:
             near = cross.low <= CROSSOVER * CROSSOVER_FACTOR and cross.high >= CROSSOVER / CROSSOVER_FACTOR
             findings.append((cross.length is not None and cross.after == model and near, text))
     return _claim(
-        "scan-crosses-attention-near-2k",
-        "The selective scan is faster than attention beyond about 2K tokens (operator, forward).",
+        f"scan-crosses-attention-near-2k{'-device' if is_alone else ''}",
+        "The selective scan is faster than attention beyond about 2K tokens (operator, forward"
+        f"{', the device alone' if is_alone else ''}).",
         f"against the attention kernel that is fastest at each length, the last crossing has a 95 % interval that "
         f"meets {style.length(CROSSOVER / CROSSOVER_FACTOR)}..{style.length(CROSSOVER * CROSSOVER_FACTOR)}, and the "
-        "scan is the faster one from there on",
+        "scan is the faster one from there on"
+        + ("; short calls as CUDA graphs replay them, without the host's time for launching them" if is_alone else ""),
         findings,
-        f"{SCAN} and an attention kernel timed forward at shared lengths",
+        f"{SCAN} and an attention kernel timed forward at shared lengths{', replayed' if is_alone else ''}",
         more,
     )
 

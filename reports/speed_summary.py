@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from reports import frames, generation, speed_tables, style
-from reports.comparisons import best_attention, curves, memory_points, slope_points
+from reports.comparisons import best_attention, curves, device_alone, memory_points, slope_points
 from reports.document import Block, Heading, Paragraph, Table
 from reports.fits import MIN_POINTS_SINCE, MIN_SPAN, Slope, fit_slope_since, medians
 from reports.frames import length_groups
@@ -86,7 +86,14 @@ def times_parts(speed: pd.DataFrame) -> list[Part]:
         if rows["tokens"].isna().all() and rows["model"].isin(COMPARED).any()
     ]
     words = "Median time of a call; in brackets how many times faster than the attention kernel that is fastest there."
-    return [(f"Time of a call: {measured_on(rows.iloc[0])}", words, operator_times_table(rows)) for rows in groups]
+    parts = []
+    for rows in groups:
+        measured = measured_on(rows.iloc[0])
+        parts.append((f"Time of a call: {measured}", words, operator_times_table(rows)))
+        if len(alone := device_alone(rows)):
+            more = f"{words} Short calls without the host's time for launching them, as CUDA graphs replay them."
+            parts.append((f"The device's time of a call: {measured}", more, operator_times_table(alone)))
+    return parts
 
 
 def operator_times_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from reports import fits, generation, style
-from reports.comparisons import Curves, crossover_text, crossovers, curves, references_for
+from reports.comparisons import Curves, crossover_text, crossovers, curves, device_alone, references_for
 from reports.frames import BATCH_GROUP, batch_sweeps, length_groups
 from reports.generation import GENERATION_GROUP, LOOPS
 from reports.published import training_memory
@@ -24,7 +24,8 @@ def crossovers_table(speed: pd.DataFrame, every_pair: bool = True) -> pd.DataFra
     Without every_pair only the reference of each: the fastest attention kernel, or the attention model of its size.
     """
     rows = []
-    for group in length_groups(speed):
+    groups = length_groups(speed)
+    for group, whose in [(g, "") for g in groups] + [(device_alone(g), ", the device alone") for g in groups]:
         for reference, model, cross in crossovers(group, every_pair):
             if cross.length is None:
                 result = f"no crossover in range: {crossover_text(cross, reference, model)}"
@@ -32,7 +33,7 @@ def crossovers_table(speed: pd.DataFrame, every_pair: bool = True) -> pd.DataFra
                 result = crossover_text(cross, reference, model)
             rows.append(
                 {
-                    "Measured": measured_on(group.iloc[0]),
+                    "Measured": measured_on(group.iloc[0]) + whose,
                     "Model": model,
                     "Compared with": reference,
                     "Crossover": style.length(cross.length),

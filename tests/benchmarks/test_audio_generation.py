@@ -224,10 +224,15 @@ def test_the_predicted_peak_is_close_to_the_measured(name, start, task):
     trial = make_trial(name, batch=4, **start)
     predicted = predicted_audio_generation(trial)
     model = build_model(name, vocab_size=256)
-    _, measured = measure_memory(trial, model, prompt_and_real(trial, task)[0], EagerSampler)
+    _, measured, _ = measure_memory(trial, model, prompt_and_real(trial, task)[0], EagerSampler)
     assert predicted.peak_bytes == pytest.approx(measured["peak_alloc_bytes"], rel=0.25)
     whole = model.describe(trial.seq_len + trial.protocol["new_samples"])
     assert predicted.flops == pytest.approx(4 * whole.forward_flops, rel=0.25)
+
+
+def test_a_record_names_the_kernels_of_the_prompt_and_of_a_step():
+    backend = measure(make_trial(model="transformer-unet1x4", seq_len=8))["backend"]
+    assert backend["step_attention"] == "sdpa-held" and backend["attention"].startswith("sdpa-")
 
 
 def test_the_suite_expands_for_both_devices_and_its_models_have_equal_parameters():

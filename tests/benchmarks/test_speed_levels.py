@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from benchmarks import speed
 from benchmarks.ceilings import CEILINGS, CHAIN
 from benchmarks.operator_costs import Shape
 from benchmarks.operators import OPERATORS, Draw, dual, dual_error, full_scan, full_scan_error
@@ -18,6 +19,7 @@ from benchmarks.suite_trials import Selection, expand
 from benchmarks.suites import load_suite
 from benchmarks.workloads import Workload, build_workload
 from harness import Trial, Unsupported, WrongOutput
+from harness.clocks import Replays, Timing
 from models.ops.context import OpReport, observe, observing
 
 RUNS_ON_CPU = [name for name, operator in OPERATORS.items() if operator.only_on != "cuda"]
@@ -248,6 +250,32 @@ def test_phases_account_for_the_time_of_a_trial():
     metrics, _ = measured(speed_trial("fft_conv", "operator"))
     assert set(metrics["phases_s"]) == {"memory", "check", "timing"}
     assert 0 < sum(metrics["phases_s"].values()) < time.perf_counter() - began
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_call_that_the_host_holds_up_is_replayed_or_says_why_not(captured, monkeypatch):
+    def replays(call, device, *, per_call_ms, budget_s):
+        assert per_call_ms == 1.0 and budget_s < 1
+        if not captured:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        return Replays([0.1] * 5, 2)
+
+    def timing(call, device, *, budget_s, warmed_up):
+        return Timing(samples_ms=[1.0] * 5, calls_per_sample=1, warm_up_calls=1, clock="cuda_events", host_ms=[host_ms])
+
+    monkeypatch.setattr(speed, "time_replays", replays)
+    monkeypatch.setattr(speed, "time_calls", timing)
+    host_ms = 0.6
+    metrics, _ = measured(speed_trial("fft_conv", "operator"))
+    found = {key: metrics[key] for key in metrics if "repla" in key}
+    if captured:
+        assert found == {"replay_ms": [0.1] * 5, "calls_per_replay": 2}
+    else:
+        assert found == {"replay_error": "operation not permitted when stream is capturing"}
+    assert metrics["latency_ms"] == [1.0] * 5  # what was measured before stands
+    host_ms = 0.4
+    metrics, _ = measured(speed_trial("fft_conv", "operator"))
+    assert not any("repla" in key for key in metrics)
 
 
 # --- the suite -----------------------------------------------------------------------------------------------------

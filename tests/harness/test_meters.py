@@ -9,7 +9,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from harness.clocks import MAX_SAMPLES, MIN_SAMPLES, Timing, calls_per_sample, issue_times_ms, time_calls
+from harness.clocks import (
+    MAX_SAMPLES,
+    MIN_SAMPLES,
+    Timing,
+    calls_per_sample,
+    issue_times_ms,
+    replayed_calls,
+    time_calls,
+    time_replays,
+)
 from harness.environment import nvidia_smi
 from harness.gpu_clocks import ClockReading, connect, gpu_clocks, parse_clocks
 from harness.memory import host_peak, memory_of
@@ -167,6 +176,30 @@ def test_launch_bound_is_where_the_host_takes_as_long_as_the_device():
     assert timing(1.0, [0.5, 0.5, 0.5, 9.0, 9.0]).launch_bound is False
     assert timing(1.0, None).launch_bound is None
     assert time_calls(lambda: None, CPU, budget_s=0.01).launch_bound is None
+    assert timing(1.0, [0.5] * 5).near_launch_bound is True
+    assert timing(1.0, [0.4] * 5).near_launch_bound is False
+    assert timing(1.0, None).near_launch_bound is False
+
+
+def test_a_graph_holds_so_many_calls_that_its_own_launch_cannot_show():
+    assert [replayed_calls(ms) for ms in (0.0, 0.005, 0.02, 1.0, 3.9, 900.0)] == [128, 128, 100, 2, 1, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_replays_take_the_devices_time_and_not_the_hosts():
+    device = torch.device("cuda")
+    x = torch.ones(2**20, device=device)
+
+    def call() -> None:
+        time.sleep(0.002)  # the host's
+        x.mul_(1.0)
+
+    call()
+    replays = time_replays(call, device, per_call_ms=2.0, budget_s=0.1)
+    assert replays.calls == 1 and len(replays.samples_ms) >= MIN_SAMPLES
+    assert 0 < max(replays.samples_ms) < 1
+    with pytest.raises(RuntimeError):
+        time_replays(lambda: x.sum().item(), device, per_call_ms=2.0, budget_s=0.1)
 
 
 @pytest.fixture

@@ -61,6 +61,16 @@ def _trained(model: str, peaks: dict[int, float]) -> list[Record]:
     ]
 
 
+def _replayed(records: list[Record], at: float) -> list[Record]:
+    """Each call launch-bound up to 8K, where the host takes `at` ms and the device what the record had."""
+    for record in records:
+        if record["trial"]["seq_len"] <= 8192:
+            metrics = record["metrics"]
+            metrics["replay_ms"] = metrics["latency_ms"]
+            metrics |= {"latency_ms": [at] * 5, "host_ms": [at] * 5, "launch_bound": True}
+    return records
+
+
 MAMBA = _generated("mamba-1.4b", "cuda_graph", {1: 100.0, 8: 500.0, 64: 1000.0})
 STATIC_CACHE = _generated("transformer-1.4b", "cuda_graph", {1: 50, 8: 200})
 CASES: list[tuple[str, list[Record], str]] = [
@@ -73,6 +83,15 @@ CASES: list[tuple[str, list[Record], str]] = [
         "not shown",
     ),
     ("scan-crosses-attention-near-2k", _attention(2500), "not measured"),
+    # The host hides who is faster: of what it issues attention seems to be, up to 8K.
+    ("scan-crosses-attention-near-2k", _replayed(_scan(), 9.0) + _replayed(_attention(2500), 8.0), "not shown"),
+    ("scan-crosses-attention-near-2k-device", _replayed(_scan(), 9.0) + _replayed(_attention(2500), 8.0), "shown"),
+    (
+        "scan-crosses-attention-near-2k-device",
+        _replayed(_scan(), 8.0) + _replayed(_attention(20_000), 9.0),
+        "not shown",
+    ),
+    ("scan-crosses-attention-near-2k-device", _scan() + _attention(2500), "not measured"),
     (
         "mamba-trains-slower-at-2k-faster-at-8k",
         _model("mamba-130m", {2048: 2.0, 8192: 8.0}) + _model("transformer-130m", {2048: 1.0, 8192: 9.0}),

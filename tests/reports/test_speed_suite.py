@@ -64,6 +64,7 @@ def test_every_kind_of_figure_is_drawn_and_single_lengths_are_not(drawings: dict
     tokens = tuple(f"{name}-64k-tokens-a-batch" for name in operator + model)
     assert set(drawings) == {
         *(f"time-{name}" for name in operator + model),
+        *(f"time-device-{name}" for name in operator),
         *(f"{kind}-{name}" for kind in ("memory", "speedup", "throughput") for name in operator + model + tokens),
         *(f"share-{name}" for name in (*operator, *(name for name in tokens if "operator" in name))),
         *(f"roofline-{name}" for name in operator),

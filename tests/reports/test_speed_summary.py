@@ -37,7 +37,7 @@ def _number(cell: str) -> float:
 
 
 def test_operator_times_and_ratios_follow_the_laws(suite: Section) -> None:
-    (forward, train) = speed_summary.times_parts(suite.speed)
+    (forward, forward_alone, train, train_alone) = speed_summary.times_parts(suite.speed)
     for (_, _, table), is_train in ((forward, False), (train, True)):
         assert list(table["Length"]) == [style.length(x) for x in speed_suite.LENGTHS]
         for row in table.to_dict("records"):
@@ -50,6 +50,11 @@ def test_operator_times_and_ratios_follow_the_laws(suite: Section) -> None:
                     best = min(speed_suite.operator_ms(n, length, train=is_train) for n in speed_suite.ATTENTION_MS)
                     assert (ratio is None) == ("(" not in row["attention, fastest kernel"])
                     assert ratio is None or float(ratio[1]) == pytest.approx(best / law, rel=0.1)
+    for (title, _, table), is_train in ((forward_alone, False), (train_alone, True)):
+        assert title.startswith("The device's time")
+        first = table.to_dict("records")[0]  # where the host decides, and the replays do not show it
+        for name in speed_summary.COMPARED:
+            assert _number(first[name]) == pytest.approx(speed_suite.operator_ms(name, 512, train=is_train), rel=0.05)
     last = train[2].iloc[-1]["attention, fastest kernel"]
     assert "timeout" in last and "ms" not in last
 
