@@ -43,8 +43,6 @@ _ANSWERING = (
     *(f"benchmarks/evaluation/{name}.py" for name in ("adapter", "decoding", "tokenizers")),
 )
 """What a single answer depends on."""
-PADDING_SHARE = 0.1
-"""Of a model's vocabulary that no token stands for: more than padding to a round number explains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +144,6 @@ class _Scorer:
         self._about = {**about, "tokenizer": short}
         self._device = device = torch.device(options.device)
         self._backend = _backend(self._model, options.dtype, device)
-        if tokenizer.size < (1 - PADDING_SHARE) * self._model.vocab_size:
-            self._say(
-                f"note: the tokenizer {tokenizer.name} has {tokenizer.size} tokens, the model "
-                f"{self._model.vocab_size}; check that it is the one that the model was trained with\n"
-            )
         self._budget = (
             TokenBudget(batch_size=options.batch_size)
             if options.batch_size

@@ -16,6 +16,9 @@ from tasks.language.bpe import BpeCodec
 
 BYTE_VOCAB = 256
 NEWLINE = 10
+PADDING, PADDING_SHARE = 64, 0.1
+"""Ids of a model's vocabulary that no token stands for: the larger of a number and a share. Vocabularies are padded to
+a multiple, of 8 for 12 tokens (HyenaDNA), of 1024 for 50,295 (phi-2)."""
 UNKNOWN_LENGTH = 10**9
 """transformers gives a tokenizer without a limit one of 1e30."""
 
@@ -162,11 +165,10 @@ def load_tokenizer(named: str | Path, *, trust_remote_code: bool = False) -> Hug
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises :class:`CheckpointError` if the tokenizer gives ids that a model of ``vocab_size`` does not have.
-
-    A larger model is fine: vocabularies are padded to a round number.
-    """
-    if tokenizer.size > vocab_size:
+    """Raises :class:`CheckpointError` if the tokenizer gives ids that a model of ``vocab_size`` does not have, or so
+    few of those it has that padding to a round number does not explain it."""
+    too_few = vocab_size - tokenizer.size > max(PADDING, PADDING_SHARE * vocab_size)
+    if tokenizer.size > vocab_size or too_few:
         raise CheckpointError(
             f"the tokenizer {tokenizer.name} has {tokenizer.size} tokens, but the model knows {vocab_size}: it is not "
             "the one that the model was trained with; name that one with --tokenizer FOLDER|NAME"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.evaluation.local_tasks import LocalTask, load_tasks
 from benchmarks.evaluation.run import EvalOptions, run_evaluation
 from benchmarks.evaluation.small_checkpoints import embedded_text, make_tokenizer
 from benchmarks.evaluation.summary import table
+from benchmarks.evaluation.tokenizers import check_vocabulary
 from models import build_model
 from models.checkpoint import CheckpointError, save_checkpoint
 from tasks import TaskError
@@ -224,16 +226,17 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_before_anything_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_with_far_fewer_tokens_is_noted(subjects, tmp_path):
+def test_a_tokenizer_with_far_fewer_tokens_is_refused_too(subjects, tmp_path):
     small = make_tokenizer([embedded_text()], vocab_size=300)
     small.save_pretrained(tmp_path / "small")
-    with (tmp_path / "log").open("w") as log:
-        options = EvalOptions(
-            model=str(subjects["mamba"].ours), tasks=("piqa",), device="cpu", out=tmp_path / "out",
-            tokenizer=str(tmp_path / "small"), limit=2,
-        )  # fmt: skip
-        run_evaluation(options, log=log)
-    assert "300 tokens, the model 512" in (tmp_path / "log").read_text()
+    with pytest.raises(CheckpointError, match=r"300 tokens, but the model knows 512.*--tokenizer"):
+        run(subjects["mamba"].ours, tmp_path / "out", tokenizer=str(tmp_path / "small"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("tokens", "vocab_size"), [(12, 16), (50_277, 50_280), (50_295, 51_200), (259, 320)])
+def test_a_padded_vocabulary_fits(tokens, vocab_size):
+    check_vocabulary(types.SimpleNamespace(name="some", size=tokens), vocab_size)
 
 
 def test_absent_and_damaged_tokenizers_are_named(mamba_folder, tmp_path):
