@@ -252,6 +252,8 @@ def _class_scores(asked: Sequence[int], answered: Sequence[int], labels: range) 
 def _bits(nats_EL: np.ndarray, correct: int, scored: int, bytes_EL: np.ndarray | None = None) -> dict[str, Any]:
     """Bits per token, and per byte of text, overall and by position, over E windows of length L (NaN: not scored)."""
     bits_EL = nats_EL / math.log(2)
+    scored_E = ~np.isnan(bits_EL).all(axis=1)  # a window of DNA can be all N
+    bits_EL, bytes_EL = bits_EL[scored_E], None if bytes_EL is None else bytes_EL[scored_E]
     means, unit = _unit_means(bits_EL)
     per_byte: dict[str, Any] = {}
     if bytes_EL is not None:
@@ -260,7 +262,9 @@ def _bits(nats_EL: np.ndarray, correct: int, scored: int, bytes_EL: np.ndarray |
     by_position = []
     for start, stop in _position_ranges(bits_EL.shape[1]):
         part = bits_EL[:, start:stop]
-        about: dict[str, Any] = {"start": start, "stop": stop, **_finite(mean_estimate(_unit_means(part)[0]).as_dict())}
+        about: dict[str, Any] = {"start": start, "stop": stop}
+        if len(units := _unit_means(part[~np.isnan(part).all(axis=1)])[0]):
+            about |= _finite(mean_estimate(units).as_dict())
         if bytes_EL is not None:
             about["bits_per_byte"] = float(part.sum(dtype=np.float64) / bytes_EL[:, start:stop].sum())
         by_position.append(about)
@@ -280,13 +284,16 @@ def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray) -> Estimate
 
 
 def _unit_means(values_EL: np.ndarray) -> tuple[np.ndarray, str]:
-    """Means of the independent units, which are windows; with too few of them, stretches of windows stand in."""
+    """Means of the independent units, which are windows; with too few of them, stretches of windows stand in.
+
+    In every window something was scored; there may be no window, and then no unit.
+    """
     examples, length = values_EL.shape
-    if examples >= _MIN_UNITS:
+    if examples >= _MIN_UNITS or not examples:
         return np.nanmean(values_EL, axis=1), "window"
     stretches = max(1, min(length // 64, -(-_MIN_UNITS // examples)))
     means = [batch_means(row[~np.isnan(row)], stretches) for row in values_EL if (~np.isnan(row)).sum() >= stretches]
-    return np.concatenate(means), f"stretch of {length // stretches} tokens"
+    return np.concatenate(means or [np.empty(0)]), f"stretch of {length // stretches} tokens"
 
 
 def _position_ranges(seq_len: int) -> list[tuple[int, int]]:

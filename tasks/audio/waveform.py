@@ -4,6 +4,7 @@ Shape suffixes: C channels, L samples.
 """
 
 import io
+import zlib
 from fractions import Fraction
 from importlib import import_module
 from typing import Any
@@ -133,12 +134,38 @@ def _checked(member: Member) -> bytes:
         samples.check_whole(member)
         return samples.with_size(data)
     if data[:4] == b"OggS":
-        page = data[data.rfind(b"OggS") :]
-        page_len = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) > 26 else 27
-        is_last = len(page) > 26 and page[5] & 4  # RFC 3533: the flag "end of stream"
-        if len(page) < page_len or not is_last:
-            raise TaskError(f"{member.place}: truncated: the ogg stream has no whole last page; fetch it again")
+        _check_pages(member)
     return data
+
+
+def _check_pages(member: Member) -> None:
+    """Raises TaskError for an ogg file that ends before its last page, or one of whose pages was changed: of those
+    libsndfile leaves out what follows, without a word. The format is RFC 3533's."""
+    data, start, is_last = member.data, 0, False
+    while data[start : start + 4] == b"OggS":
+        num_segments = data[start + 26] if len(data) > start + 26 else 0
+        body = start + 27 + num_segments
+        stop = body + sum(data[start + 27 : body])
+        if len(data) < max(stop, start + 27):
+            raise TaskError(f"{member.place}: truncated: the ogg stream has no whole last page; fetch it again")
+        stated = int.from_bytes(data[start + 22 : start + 26], "little")
+        if _ogg_checksum(data[start : start + 22] + bytes(4) + data[start + 26 : stop]) != stated:
+            raise TaskError(
+                f"{member.place}: damaged: the ogg page at byte {start} differs from its checksum; fetch it again"
+            )
+        is_last, start = bool(data[start + 5] & 4), stop
+    if not is_last:
+        what = f"damaged: no ogg page at byte {start}" if start < len(data) else "truncated: no last ogg page"
+        raise TaskError(f"{member.place}: {what}; fetch it again")
+
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """zlib's polynomial, with every byte and the result the other way round, and from zero on."""
+    mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
 
 
 def tokens_from_file(member: Member, notes: set[str]) -> TokenArray:

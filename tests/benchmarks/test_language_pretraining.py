@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import training_learner
+from benchmarks import scoring, training_learner
 from benchmarks.evaluation.adapter import EvalLM
 from benchmarks.evaluation.checkpoints import find_checkpoint
 from benchmarks.evaluation.lm_harness import Instance
@@ -266,3 +266,30 @@ def test_a_spoiled_tokenizer_stops_before_the_model_is_loaded(spoil: Any, messag
 def test_another_tokenizer_is_refused(bpe_folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"with its own tokenizer\.json; leave it out"):
         find_checkpoint(str(bpe_folder), bpe_folder.parent, tokenizer="x")
+
+
+@pytest.mark.parametrize("examples", [4, 100])
+def test_a_window_in_whose_bin_nothing_is_scored_counts_there_as_none(examples):
+    rng = np.random.default_rng(0)
+    nats_EL = rng.random((examples, 256))
+    nats_EL[0, :64] = np.nan  # a run of N as long as the first bin
+    nats_EL[1, 100:] = np.nan
+    found = scoring._bits(nats_EL, correct=1, scored=2)
+    bins = found["bits_by_position"]
+    assert [(part["start"], part["stop"]) for part in bins] == [(0, 64), (64, 128), (128, 256)]
+    for part in bins:
+        mine = nats_EL[:, part["start"] : part["stop"]] / np.log(2)
+        whole = mine[~np.isnan(mine).any(axis=1)]
+        assert part["low"] < part["value"] < part["high"] and part["value"] == pytest.approx(whole.mean(), abs=0.02)
+    if examples == 100:
+        assert [part["n"] for part in bins] == [99, 100, 99]
+
+
+def test_a_bin_or_a_window_without_a_scored_token_has_no_figure():
+    nats_EL = np.random.default_rng(0).random((20, 128))
+    nats_EL[:, :64] = np.nan
+    nats_EL[3] = np.nan
+    found = scoring._bits(nats_EL, correct=1, scored=2)
+    empty, full = found["bits_by_position"]
+    assert empty == {"start": 0, "stop": 64} and full["n"] == found["bits_per_token"]["n"] == 19
+    assert found["bits_per_token"]["value"] == pytest.approx(full["value"])

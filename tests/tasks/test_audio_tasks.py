@@ -1,6 +1,7 @@
 """Sound: decoding, resampling, quantisation, and damaged files."""
 
 import io
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,43 @@ def test_a_damaged_file_among_good_ones_is_named_with_its_folder(
     (tmp_path / "good.wav").write_bytes(encode(tone(440, 16_000)))
     (tmp_path / "album" / name).write_bytes(data)
     with pytest.raises(TaskError, match=rf"album/{name}: .*{reason}"):
+        music(tmp_path)
+
+
+def ogg(length_s: float = 4.0) -> bytes:
+    """Noise, so that there are pages."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, int(16_000 * length_s))
+    return encode(noise, container="OGG", subtype="VORBIS")
+
+
+def pages_of(data: bytes) -> list[int]:
+    return [found.start() for found in re.finditer(b"OggS", data)]
+
+
+def test_a_whole_ogg_is_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "x.ogg").write_bytes(ogg() + b"a tag of an editor's")
+    assert len(music(tmp_path).corpus.tokens) == 64_000
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_an_ogg_with_a_changed_byte_names_the_page(tmp_path: Path, place: float) -> None:
+    data = bytearray(ogg())
+    data[int(place * len(data))] ^= 0x10
+    page = max(start for start in pages_of(ogg()) if start <= place * len(data))
+    (tmp_path / "x.ogg").write_bytes(data)
+    with pytest.raises(TaskError, match=rf"x\.ogg: damaged: the ogg page at byte {page} "):
+        music(tmp_path)
+
+
+def test_an_ogg_that_lacks_pages_is_truncated_wherever_it_ends(tmp_path: Path) -> None:
+    data = ogg()
+    *_, before, last = pages_of(data)
+    for stop, reason in ((last, "no last ogg page"), (last - 1, "no whole last page"), (before + 20, "no whole last")):
+        (tmp_path / "x.ogg").write_bytes(data[:stop])
+        with pytest.raises(TaskError, match=rf"x\.ogg: truncated: .*{reason}"):
+            music(tmp_path)
+    (tmp_path / "x.ogg").write_bytes(data[:last] + b"?" + data[last:])
+    with pytest.raises(TaskError, match=rf"x\.ogg: damaged: no ogg page at byte {last}"):
         music(tmp_path)
 
 
