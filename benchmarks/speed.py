@@ -133,7 +133,7 @@ def _replay_metrics(trial: Trial, workload: Workload, timing: Timing) -> dict[st
             workload.call,
             torch.device(trial.device),
             per_call_ms=issued_ms,
-            budget_s=trial.protocol["sample_budget_s"] / 4,  # they hardly vary
+            budget_s=trial.protocol["sample_budget_s"] / 2,
         )
     except RuntimeError as error:  # what was measured before stands
         return {"replay_error": (str(error).strip().splitlines() or [type(error).__name__])[0]}

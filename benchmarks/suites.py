@@ -110,5 +110,5 @@ def _explain(path: Path, problem: Mapping[str, Any], content: Mapping[str, Any])
 
 def near_misses(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3) or names
-    return f"; did you mean {', '.join(near)}?"
+    near = difflib.get_close_matches(name, names, n=3)
+    return f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(names)}"

@@ -18,7 +18,7 @@ BYTE_VOCAB = 256
 NEWLINE = 10
 PADDING, PADDING_SHARE = 64, 0.1
 """Ids of a model's vocabulary that no token stands for: the larger of a number and a share. Vocabularies are padded to
-a multiple, of 8 for 12 tokens (HyenaDNA), of 1024 for 50,295 (phi-2)."""
+a round number: 16 for 12 tokens (HyenaDNA), 51,200 for some 50,300 (phi-2)."""
 UNKNOWN_LENGTH = 10**9
 """transformers gives a tokenizer without a limit one of 1e30."""
 

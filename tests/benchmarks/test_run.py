@@ -197,6 +197,7 @@ def test_a_memory_limit_skips_what_cannot_fit_and_the_sweep_goes_on(seqbench, sm
     ("words", "part"),
     [
         (["run", "quik"], "did you mean quick"),
+        (["run", "nothing-like-it"], "there are audio-ablation"),
         (["run", "quick", "--models", "mambo"], "mamba"),
         (["run", "quick", "--lengths", "8K..1K"], "backwards"),
         (["run", "quick", "--seeds", "x"], "--seeds"),
