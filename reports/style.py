@@ -162,7 +162,11 @@ def _toward(color: str, end: int, weight: float) -> str:
 
 def printable(text: str) -> str:
     """Text without control characters and lone surrogates, which a message from a crash may hold."""
-    return "".join(char if char in "\n\t" or unicodedata.category(char)[0] != "C" else " " for char in text)
+    return "\n".join(line if line.isprintable() else _blanked(line) for line in text.split("\n"))
+
+
+def _blanked(line: str) -> str:
+    return "".join(char if char == "\t" or unicodedata.category(char)[0] != "C" else " " for char in line)
 
 
 def clean(value: Any) -> Any:
