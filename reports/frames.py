@@ -61,6 +61,8 @@ SAMPLES = ("host_ms", "replay_ms", "prefill_ms", "decode_ms")
 COSTS = ("bytes", "flops", "exps")
 # What a group or a curve already says; the rest of a protocol may be varied within one group.
 GROUPED = ("level", "source", "tokens", "width", "d_state", "head_dim", "loop", "new_tokens")
+# How a trial is run, which changes no result.
+AS_RUN = ("seeds_together",)
 START = "init_from"
 INTERVALS = ("accuracy", "bits_per_token")
 CURVES = ("loss_curve", "validation_curve", "validation_loss_curve")
@@ -423,11 +425,14 @@ def _variants(frame: pd.DataFrame) -> pd.Series:
 
 
 def _flat(protocol: Mapping[str, Any]) -> dict[str, str]:
-    """A protocol's keys as text; of the source only what identifies it."""
+    """A protocol's keys as text, a task's options among them; of the source only what identifies it."""
+    options = protocol.get("task_options")
+    options = options if isinstance(options, Mapping) else {}
+    named = {f"task {key}" if key in protocol else str(key): value for key, value in options.items()}
     flat = {
         key: json.dumps(value, sort_keys=True, default=str).strip('"')
-        for key, value in protocol.items()
-        if key not in GROUPED
+        for key, value in {**protocol, **named}.items()
+        if key not in (*GROUPED, *AS_RUN, "task_options")
     }
     if START in flat:  # another checkpoint at every length and seed, but one protocol
         flat[START] = "a checkpoint"

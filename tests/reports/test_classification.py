@@ -60,6 +60,12 @@ def test_data_sets_models_and_starts_have_lines_of_their_own_and_failures_say_so
     assert mine["MCC"].tolist() == ["0.300 ± 0.141"]
 
 
+def test_a_panel_is_named_by_the_option_that_differs_and_not_by_how_trials_were_run_together():
+    records = [trial(0, 0.4), trial(0, 0.5, dataset="mouse/0")]
+    records[1]["trial"]["protocol"]["seeds_together"] = 5
+    assert set(training_of(*records)["variant"]) == {"dataset tf/0", "dataset mouse/0"}
+
+
 def test_blocks_are_one_a_task_and_none_without_such_trials():
     blocks = classification_blocks(training_of(trial(0, 0.4), trial(0, 0.3, task="vertebrates")))
     assert sum(isinstance(block, Table) for block in blocks) == 2
