@@ -27,10 +27,12 @@ from reports.frames import (
     losses_frame,
     positions_frame,
     validation_frame,
+    validation_losses_frame,
 )
 from reports.generation import GENERATION_GROUP, follows_published, phases_figure, state_figure
 from reports.language_figures import language_jobs
-from reports.logged_figures import losses_figure, validation_figure
+from reports.language_rows import TASK as LANGUAGE
+from reports.logged_figures import losses_figure, validation_figure, validation_losses_figure
 from reports.probe_figures import probe_jobs
 from reports.published import operator_times, throughputs, training_memory
 from reports.quality import accuracy_figure, bits_figure, is_probe, positions_figure
@@ -148,6 +150,9 @@ def _quality(training: pd.DataFrame, scores: pd.DataFrame, styles: Styles) -> It
             same &= positions[column].isna() if value != value or value is None else positions[column] == value
         yield partial(positions_figure, positions[same], styles, labels)
     yield partial(losses_figure, losses_frame(training), styles, labels)
+    # Language has it against tokens and FLOPs, see below.
+    others = training[training["task"] != LANGUAGE]
+    yield partial(validation_losses_figure, validation_losses_frame(others), styles, labels)
     yield partial(validation_figure, validation_frame(training), styles)
     yield from probe_jobs(training)
     yield from language_jobs(training)

@@ -262,6 +262,11 @@ def validation_frame(training: pd.DataFrame) -> pd.DataFrame:
     return _logged_frame(training, "validation_curve", "accuracy")
 
 
+def validation_losses_frame(training: pd.DataFrame) -> pd.DataFrame:
+    """One row a step of each training trial at which it was asked the loss on its validation examples."""
+    return _logged_frame(training, "validation_loss_curve", "loss")
+
+
 def _logged_frame(training: pd.DataFrame, curve: str, name: str) -> pd.DataFrame:
     keys = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded"]
     rows = [

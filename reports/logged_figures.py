@@ -1,4 +1,4 @@
-"""What is logged while a model trains, against the step: its loss, and a probe's accuracy on the validation split."""
+"""What is logged while a model trains, against the step: its loss, and the loss or accuracy on the validation split."""
 
 from __future__ import annotations
 
@@ -34,6 +34,18 @@ def losses_figure(losses: pd.DataFrame, styles: Styles | None = None, labels: La
     """Training loss against step: a panel a task and protocol, a line a seed; None where none was logged."""
     caption = f"Training loss as logged, the mean cross-entropy of a step's targets, one line a seed. {MARKED}"
     return _logged_figure(losses, "loss", "losses", "Training loss", caption, styles, labels)
+
+
+def validation_losses_figure(
+    losses: pd.DataFrame, styles: Styles | None = None, labels: Labels | None = None
+) -> Drawing | None:
+    """Loss on the validation split against step, as :func:`losses_figure`; None where none was logged."""
+    caption = (
+        "Mean cross-entropy of the validation examples at the training length as training goes on, one line a seed: "
+        f"where it rises, a model overfits. {MARKED}"
+    )
+    title = "Loss on the validation split as training goes on"
+    return _logged_figure(losses, "loss", "validation-losses", title, caption, styles, labels)
 
 
 def validation_figure(validation: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:

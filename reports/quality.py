@@ -30,7 +30,7 @@ Labels = Mapping[str, str]
 PROBES = ("selective_copying", "induction_heads")
 CLASSIFIED = ("species", "gue", "vertebrates", "genomic_benchmarks")
 """Data sets that are judged by accuracy, as the probes are."""
-UNITS = {"dna": "base", "audio": "sample", "speech": "sample", "language": "token"}
+UNITS = {"dna": "base", "audio": "sample", "digits": "sample", "speech": "sample", "language": "token"}
 TITLES = {"selective_copying": "Selective copying", "induction_heads": "Induction heads", "dna": "DNA", "gue": "GUE"}
 BAND = (
     "Lines are means over seeds, hollow marks the seeds; bands reach from the lowest to the highest end of the "

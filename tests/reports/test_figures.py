@@ -24,7 +24,7 @@ from reports.figures import (
     speedup_figure,
     time_figure,
 )
-from reports.logged_figures import FILLS, MARKS, SEED_WIDTH, validation_figure
+from reports.logged_figures import FILLS, MARKS, SEED_WIDTH, validation_figure, validation_losses_figure
 from reports.page import Section
 
 
@@ -259,13 +259,18 @@ def _logged(seeds: int, points: int = 60) -> list[Drawing]:
     """Losses and accuracies of two models whose curves coincide."""
     curve = [[step, 1.0] for step in range(1, points + 1)]
     records = [
-        builder.training(model, task, seed, loss_curve=curve, validation_curve=curve)
+        builder.training(model, task, seed, loss_curve=curve, validation_curve=curve, validation_loss_curve=curve)
         for model, task, seed in product(
             ("mamba-tiny", "mamba_complex-tiny"), ("induction_heads", "audio"), range(seeds)
         )
     ]
     training = frames.training_frame(frames.trials_frame(records))
-    found = losses_figure(frames.losses_frame(training)), validation_figure(frames.validation_frame(training))
+    found = (
+        losses_figure(frames.losses_frame(training)),
+        validation_losses_figure(frames.validation_losses_frame(training)),
+        validation_figure(frames.validation_frame(training)),
+    )
+    assert None not in found
     return [drawing for drawing in found if drawing is not None]
 
 
