@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,8 @@ from tasks.audio.waveform import SAMPLE_RATE_HZ, read_waveform, resample
 
 DEFAULT_TABLE = ROOT / "results" / "cpu" / "speech_metrics.csv"
 COLUMNS = ("clips_of", "against", "clips", "fid", "inception_score", "modified_inception_score", "am_score")
+DRAWN, DRAWS = 64, 200
+"""Clips that audio-generation asks of a model, and how often so many real ones are drawn."""
 _NOISE_RMS = 0.1
 """Of white noise in the table: about as loud as the recorded digits."""
 
@@ -70,14 +73,21 @@ def score_clips(waveforms: Tensor, sample_rate: int, *, folder: Path = DEFAULT_F
 
 def score_against(trained: TrainedClassifier, heard_NL: Tensor, reference: Moments) -> dict[str, Any]:
     """The four scores of clips as the classifier takes them, against any real clips' moments."""
-    features_NF, log_probs_NK = (tensor.numpy() for tensor in hear(trained.network, heard_NL))
-    found = moments(features_NF, log_probs_NK)
+    return _scores(*_heard(trained, heard_NL), reference)
+
+
+def _heard(trained: TrainedClassifier, heard_NL: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    features_NF, log_probs_NK = hear(trained.network, heard_NL)
+    return features_NF.numpy(), log_probs_NK.numpy()
+
+
+def _scores(features_NF: np.ndarray, log_probs_NK: np.ndarray, reference: Moments) -> dict[str, Any]:
     return {
-        "fid": frechet_distance(found, reference),
+        "fid": frechet_distance(moments(features_NF, log_probs_NK), reference),
         "inception_score": inception_score(log_probs_NK),
         "modified_inception_score": modified_inception_score(log_probs_NK),
         "am_score": am_score(log_probs_NK, reference.marginal_K),
-        "clips": len(heard_NL),
+        "clips": len(features_NF),
     }
 
 
@@ -89,14 +99,15 @@ def _classifier(folder: Path) -> TrainedClassifier:
 def table_rows(trained: TrainedClassifier, sources: Sequence[Path]) -> list[dict[str, Any]]:
     """What the scores say of clips that are known: real ones against others, white noise, silence, one clip repeated.
 
-    Every set but the last speakers' is as large as half of the training clips, since FID falls with their number.
+    Every set but the last speakers' is as large as half of the training clips, since FID falls with their number. As
+    few clips as a model is asked for, drawn again and again, say what so small a set scores.
     """
     tasks = [read_digits(source) for source in sources]
     train, test = clips_of(tasks, ("train", "validation")), clips_of(tasks, ("test",))
     rng = torch.Generator().manual_seed(0)
     order_N = torch.randperm(len(train), generator=rng)
     first_NL, second_NL = (train.heard_NL[half_N] for half_N in order_N.chunk(2))
-    second = moments(*(tensor.numpy() for tensor in hear(trained.network, second_NL)))
+    second = moments(*_heard(trained, second_NL))
     size = len(first_NL)
     noise_NL = (_NOISE_RMS * torch.randn(size, CLIP_LEN, generator=rng)).clamp(-1, 1)
     known = [
@@ -107,10 +118,28 @@ def table_rows(trained: TrainedClassifier, sources: Sequence[Path]) -> list[dict
         ("silence", "all training clips", as_heard(torch.zeros(size, CLIP_LEN), SAMPLE_RATE_HZ), trained.reference),
         ("one training clip, repeated", "all training clips", first_NL[:1].expand(size, -1), trained.reference),
     ]
-    return [
+    rows = [
         {"clips_of": what, "against": against} | score_against(trained, heard_NL, reference)
         for what, against, heard_NL, reference in known
     ]
+    rows += [
+        {"clips_of": f"{of}, {what} of {DRAWS} draws", "against": "all training clips"} | row
+        for of, clips in (("training clips", train), ("test speakers", test))
+        for what, row in _drawn(*_heard(trained, clips.heard_NL), trained.reference).items()
+    ]
+    return rows
+
+
+def _drawn(features_NF: np.ndarray, log_probs_NK: np.ndarray, reference: Moments) -> dict[str, dict[str, Any]]:
+    """What 95 % of the draws of :data:`DRAWN` clips span, each score for itself."""
+    rng = np.random.default_rng(0)
+    picked = [rng.choice(len(features_NF), DRAWN, replace=False) for _ in range(DRAWS)]
+    scores = [_scores(features_NF[at], log_probs_NK[at], reference) for at in picked]
+    ends = {"2.5 %": 2.5, "median": 50.0, "97.5 %": 97.5}
+    return {
+        what: {name: float(np.percentile([s[name] for s in scores], end)) for name in scores[0]} | {"clips": DRAWN}
+        for what, end in ends.items()
+    }
 
 
 def read_folder(folder: Path) -> Tensor:

@@ -91,6 +91,10 @@ def test_real_digits_score_best(real_sources):
     assert halves["modified_inception_score"] > test["modified_inception_score"] > noise["modified_inception_score"]
     assert halves["am_score"] < test["am_score"] < min(noise["am_score"], silence["am_score"], repeated["am_score"])
     assert repeated["inception_score"] == pytest.approx(1)
+    # So few clips score worse than all, by more than nothing and less than noise does.
+    ends = [rows[f"test speakers, {end} of 200 draws", "all training clips"] for end in ("2.5 %", "median", "97.5 %")]
+    assert ends[0]["fid"] < ends[1]["fid"] < ends[2]["fid"] < noise["fid"] and ends[1]["fid"] > test["fid"]
+    assert {row["clips"] for row in ends} == {64}
 
 
 @pytest.fixture(scope="module")
