@@ -173,6 +173,9 @@ class TrainingEntry(_ModelEntry):
     """Size of the fixed validation set, the same for every model and seed."""
     validation_loss: bool = False
     """Whether each point of the curves has the loss on the validation set too."""
+    select: Literal["last", "validation"] = "last"
+    """Whose weights are kept and scored: the last step's, or those of the point of the curves that did best on the
+    validation set, by accuracy where the task has it, else by the loss."""
     threshold: float = Field(default=0.95, gt=0, le=1)
     """Accuracy on the validation set that counts as learned (``steps_to_threshold``)."""
     seeds_together: int = Field(default=1, gt=0)

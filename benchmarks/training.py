@@ -90,6 +90,8 @@ def run_training(trial: Trial, context: Mapping[str, Any], report: Report) -> di
     _train(members, context, deadline=deadline - min(_STOP_SHARE * limit_s, _MOST_STOP_S), publish=publish)
     if not together and members[0].failure is not None:
         raise members[0].failure
+    for member in members:
+        member.learner.take_selected()
     _save_checkpoints(members, context)
     wanted_s = min(len(members) * trial.protocol["score_budget_s"], _SCORING_SHARE * limit_s)
     trained_here = any(member.learner.done > member.resumed_from for member in members)  # else it would never score
@@ -212,6 +214,8 @@ def _save_checkpoints(members: list[_Member], context: Mapping[str, Any]) -> Non
                 "task": trial.task, "trial_id": member.trial_id, "steps": trial.protocol["steps"],
                 "train_len": trial.seq_len, "seed": trial.seed,
             }  # fmt: skip
+            if (selected := member.learner.selected) is not None:
+                about["selected_step"] = selected.step
             if (tokenizer := member.learner.task.provenance.tokenizer_sha256) is not None:
                 about["tokenizer_sha256"] = tokenizer
             folder = Path(context["checkpoints"]) / name

@@ -50,6 +50,16 @@ class TrainingLog:
     """On a CPU of every step, on CUDA of the mean step between two looks at the device. Of this process alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What did best on the validation set so far, in the host's memory."""
+
+    step: int
+    score: float
+    """Accuracy, or the loss with its sign turned."""
+    weights: dict[str, Tensor]
+
+
 class Learner:
     """A model, its optimizer and its place in the stream of examples.
 
@@ -67,6 +77,8 @@ class Learner:
         self.protocol, self.steps = trial.protocol, trial.protocol["steps"]
         self.curve_every = trial.protocol.get("curve_every") or max(1, self.steps // CURVE_POINTS)
         self.log = TrainingLog()
+        self.selected: Selected | None = None
+        """None where the protocol does not ``select`` by validation."""
         self.failure: NonFiniteLoss | None = None
         self.done = 0
         """Steps taken."""
@@ -175,10 +187,23 @@ class Learner:
     def add_to_curves(self) -> None:
         """The loss of the last step, and the accuracy on the validation set where the task has one."""
         self.log.loss_curve.append((self.done, round(float(self._losses_S[self.done - 1]), 5)))
-        if self.task.metric == "accuracy":
+        has_accuracy, selects = self.task.metric == "accuracy", self.protocol.get("select") == "validation"
+        if has_accuracy:
             self.log.validation_curve.append((self.done, self._validation_accuracy()))
-        if self.protocol.get("validation_loss"):
+        if self.protocol.get("validation_loss") or (selects and not has_accuracy):
             self.log.validation_loss_curve.append((self.done, self._validation_loss()))
+        if selects:
+            score = self.log.validation_curve[-1][1] if has_accuracy else -self.log.validation_loss_curve[-1][1]
+            if self.selected is None or score > self.selected.score:
+                weights = {name: tensor.to("cpu", copy=True) for name, tensor in self._weights().items()}
+                self.selected = Selected(step=self.done, score=score, weights=weights)
+
+    @torch.no_grad()
+    def take_selected(self) -> None:
+        """Once trained: let the model have the weights that did best, where the protocol selects them."""
+        if self.selected is not None:
+            for name, tensor in self._weights().items():
+                tensor.copy_(self.selected.weights[name])
 
     @cached_property
     def _validation_set(self) -> Batch:
@@ -224,13 +249,14 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name, as it lies on the device."""
-        named = {"next": self._next_1, "losses": self._losses_S}
-        parameters = dict(self.model.named_parameters())
-        named |= {f"model.{name}": tensor.detach() for name, tensor in parameters.items()}
-        named |= {f"buffer.{name}": tensor for name, tensor in self.model.named_buffers()}
-        for name, parameter in parameters.items():
+        named = {"next": self._next_1, "losses": self._losses_S} | self._weights()
+        for name, parameter in self.model.named_parameters():
             named |= {f"optimizer.{name}.{key}": value for key, value in self._optimizer.state[parameter].items()}
         return named
+
+    def _weights(self) -> dict[str, Tensor]:
+        named = {f"model.{name}": tensor.detach() for name, tensor in self.model.named_parameters()}
+        return named | {f"buffer.{name}": tensor for name, tensor in self.model.named_buffers()}
 
     @torch.no_grad()
     def put_back(self, saved: Mapping[str, Tensor]) -> None:
@@ -280,6 +306,8 @@ def training_facts(learner: Learner) -> dict[str, Any]:
     }
     if log.validation_loss_curve:
         facts["validation_loss_curve"] = log.validation_loss_curve
+    if learner.selected is not None:
+        facts["selected_step"] = learner.selected.step
     if (learned_at := learner.steps_to_threshold()) is not None:
         facts["steps_to_threshold"] = learned_at
     if log.resumed_at:

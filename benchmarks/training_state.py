@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.training_learner import Learner, TrainingLog
+from benchmarks.training_learner import Learner, Selected, TrainingLog
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = ("loss_curve", "validation_curve", "validation_loss_curve", "train_s", "resumed_at", "captured")
 """Of the log; samples of time belong to the process that took them."""
 
@@ -28,6 +28,7 @@ def save_state(learner: Learner, path: Path, *, trial_id: str) -> None:
         "trial_id": trial_id,
         **{key: getattr(learner.log, key) for key in _KEPT},
         "tensors": {name: tensor.cpu() for name, tensor in learner.tensors().items()},
+        "selected": learner.selected and vars(learner.selected),
     }
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     torch.save(content, partial)
@@ -47,10 +48,11 @@ def load_state(learner: Learner, path: Path, *, trial_id: str) -> str:
         if content["format"] != _FORMAT or content["trial_id"] != trial_id:
             return f"{path.name} is the state of another trial or version; training started anew"
         log = TrainingLog(**{key: content[key] for key in _KEPT})
+        selected = content["selected"] and Selected(**content["selected"])
         learner.put_back(content["tensors"])
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"{path.name} is corrupt or does not fit ({reason}); training started anew"
     log.resumed_at.append(learner.done)
-    learner.log = log
+    learner.log, learner.selected = log, selected
     return ""

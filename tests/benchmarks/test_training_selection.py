@@ -1,0 +1,115 @@
+"""``select: validation``: what did best on the validation set is kept and scored, cut or not."""
+
+import pytest
+import torch
+
+from benchmarks.suite_trials import Selection, expand
+from benchmarks.suites import load_suite
+from benchmarks.training import run_training
+from benchmarks.training_learner import Learner
+from benchmarks.training_loop import train
+from benchmarks.training_state import load_state, save_state
+from harness import Trial
+from models import build_model
+from models.checkpoint import load_checkpoint
+from tasks import make_task
+
+ACCURACIES = {2: 0.1, 4: 0.5, 6: 0.5, 8: 0.2}
+"""Of the points of the curve; the first of the best counts."""
+
+
+def trial_of(task: str = "selective_copying", **changes) -> Trial:
+    protocol = {
+        "steps": 8, "lr": 3e-3, "optimizer": "adamw", "betas": [0.9, 0.95], "weight_decay": 0.1, "warmup_steps": 0,
+        "schedule": "constant", "grad_clip": 1.0, "curve_every": 2, "validation_examples": 4, "score_lengths": [64],
+        "score_tokens": 256, "score_regions": 2, "min_examples": 2, "max_examples": 4, "score_budget_s": 60.0,
+        "select": "validation",
+    }  # fmt: skip
+    return Trial(
+        kind="training", model="s4d-tiny", task=task, seq_len=64, batch=2, dtype="float32", direction="train",
+        device="cpu", seed=0, protocol=protocol | changes,
+    )  # fmt: skip
+
+
+def learner_of(trial: Trial) -> Learner:
+    task = make_task(str(trial.task))
+    return Learner(build_model(trial.model, vocab_size=task.vocab_size, seed=0, device="cpu"), task, trial)
+
+
+def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in learner.model.named_parameters()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture
+def at_best(monkeypatch) -> dict[str, torch.Tensor]:
+    """The weights at the step whose accuracy is highest: accuracies are given, whatever the model answers."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def accuracy(learner: Learner) -> float:
+        if learner.done == 4 and not seen:
+            seen.update(weights_of(learner))
+        return ACCURACIES[learner.done]
+
+    monkeypatch.setattr(Learner, "_validation_accuracy", accuracy)
+    return seen
+
+
+def test_the_model_ends_with_the_weights_that_did_best(at_best):
+    learner = learner_of(trial_of())
+    train([learner])
+    last = weights_of(learner)
+    learner.take_selected()
+    assert learner.selected is not None and learner.selected.step == 4
+    assert_equal(weights_of(learner), at_best)
+    assert not all(torch.equal(tensor, last[name]) for name, tensor in at_best.items())
+
+
+def test_a_record_names_the_step_and_the_checkpoint_holds_its_weights(at_best, tmp_path):
+    context = {"trial_id": "t" * 64, "checkpoints": str(tmp_path)}
+    metrics = run_training(trial_of(), context, lambda part: None)["metrics"]
+    assert metrics["selected_step"] == 4 and metrics["steps_done"] == 8
+    (folder,) = tmp_path.iterdir()
+    model, about = load_checkpoint(folder)
+    assert_equal(dict(model.named_parameters()), at_best)
+    assert about["selected_step"] == 4
+
+
+def test_without_the_choice_the_last_step_counts(at_best):
+    metrics = run_training(trial_of(select="last"), {"trial_id": "t" * 64}, lambda part: None)["metrics"]
+    assert "selected_step" not in metrics
+
+
+def test_a_cut_training_keeps_what_did_best(at_best, tmp_path):
+    cut = learner_of(trial_of())
+    while cut.done < 6:
+        cut.prepare()
+        cut.step()
+        cut.done += 1
+        if cut.is_finite() and cut.done % 2 == 0:
+            cut.add_to_curves()
+    save_state(cut, tmp_path / "state.pt", trial_id="t")
+    resumed = learner_of(trial_of())
+    assert load_state(resumed, tmp_path / "state.pt", trial_id="t") == ""
+    train([resumed])
+    resumed.take_selected()
+    assert_equal(weights_of(resumed), at_best)
+
+
+def test_where_a_task_has_no_accuracy_the_loss_decides():
+    learner = learner_of(trial_of("language"))
+    train([learner])
+    curve = dict(learner.log.validation_loss_curve)
+    assert learner.selected is not None
+    assert curve[learner.selected.step] == -learner.selected.score == min(curve.values())
+
+
+def test_suites_name_the_choice_where_it_is_made():
+    digits = expand(load_suite("audio-digits"), Selection(), device="cuda", source_of={})
+    assert {item.trial.protocol["select"] for item in digits} == {"validation"}
+    context = expand(load_suite("dna-context"), Selection(), device="cuda", source_of={})
+    assert not any("select" in item.trial.protocol for item in context)
