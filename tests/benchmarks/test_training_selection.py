@@ -79,9 +79,14 @@ def test_a_record_names_the_step_and_the_checkpoint_holds_its_weights(at_best, t
     assert about["selected_step"] == 4
 
 
-def test_without_the_choice_the_last_step_counts(at_best):
-    metrics = run_training(trial_of(select="last"), {"trial_id": "t" * 64}, lambda part: None)["metrics"]
-    assert "selected_step" not in metrics
+def test_without_the_choice_the_last_step_counts(at_best, tmp_path):
+    context = {"trial_id": "t" * 64, "checkpoints": str(tmp_path)}
+    metrics = run_training(trial_of(select="last"), context, lambda part: None)["metrics"]
+    model, about = load_checkpoint(next(tmp_path.iterdir()))
+    assert "selected_step" not in metrics and "selected_step" not in about
+    last = learner_of(trial_of(select="last"))
+    train([last])
+    assert_equal(dict(model.named_parameters()), weights_of(last))
 
 
 def test_a_cut_training_keeps_what_did_best(at_best, tmp_path):
