@@ -65,6 +65,8 @@ def prepared_suite(
     with RecordWriter(_folder(options)) as writer:
         for warning in writer.warnings:
             print(f"note: {warning}", file=log)
+    for task, note in embedded_sources(trials):
+        print(f"note: {task} is asked on embedded data, a stand-in: {note}", file=log)
     recorded = {} if options.fresh else _recorded(options.out)
     missing = [item.trial for item, trial_id in zip(trials, trial_ids(trials), strict=True) if trial_id not in recorded]
     with ThreadPoolExecutor(1) as pool:
@@ -87,6 +89,12 @@ def _expanded(suite: Suite, selection: Selection, options: RunOptions) -> list[S
         describe_source(task, options.settings.data_root, (options.settings.sources or {})[task])
     settle_imports(_TARGET, _PRELOAD[options.device])  # planning may be the first to have processes forked
     return expand(suite, selection, device=options.device, source_of=sources)
+
+
+def embedded_sources(trials: Sequence[SuiteTrial]) -> list[tuple[str, str]]:
+    """The tasks for which no files were found, each with what it reads instead: nobody should learn that afterwards."""
+    sources = {item.trial.task: item.trial.protocol.get("source", {}) for item in trials if item.trial.task}
+    return sorted((task, source["note"]) for task, source in sources.items() if source.get("kind") == "embedded")
 
 
 def source_identity(task: str, settings: RunSettings) -> dict[str, Any]:

@@ -302,6 +302,8 @@ def test_without_data_the_record_says_that_the_sample_is_embedded(seqbench, tmp_
         assert record["status"] == "ok", record["error"]
         assert record["trial"]["protocol"]["source"]["kind"] == "embedded"
         assert record["metrics"]["bits_per_token"]["value"] > 0
+    said = [line for line in result.stderr.splitlines() if "is asked on embedded data" in line]
+    assert [line.split()[1] for line in said] == ["audio", "dna", "language", "speech"], "and the run says it first"
 
 
 def test_a_users_own_text_is_identified_by_its_sha256(seqbench, tmp_path):
@@ -314,6 +316,7 @@ def test_a_users_own_text_is_identified_by_its_sha256(seqbench, tmp_path):
     source = record["trial"]["protocol"]["source"]
     assert source["kind"] == "files"
     assert source["sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    assert "embedded" not in result.stderr
 
 
 def test_data_that_are_too_short_are_unsupported_at_that_length_only(seqbench, tmp_path):
