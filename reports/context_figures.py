@@ -89,6 +89,8 @@ def context_figure(own: pd.DataFrame, styles: Styles | None = None) -> Drawing:
         handles += draw_published(axes, frame)
         draw_curves(axes, frame[frame["mark"] != "published"], styles)
         draw_rail(axes, frame, styles)
+        if not accuracy:
+            axes.set_ylim(*_limits(frame))
     if not (levels["mark"] == "measured").any():
         nothing_measured(panels[0])
     handles += _dress(panels, own, accuracy)
@@ -97,7 +99,9 @@ def context_figure(own: pd.DataFrame, styles: Styles | None = None) -> Drawing:
     caption = f"{shown} of models that were trained at each length with the same number of steps, scored there. "
     if not accuracy:
         caption += "Right: the change since the model's own shortest length, of each seed; lower is better. "
-    caption += f"{SEEDS}; with one seed, the 95 % interval over windows, and none of a change."
+    caption += f"{SEEDS}; of a model with one seed alone, the 95 % interval over windows, and none of a change."
+    if not accuracy:
+        caption += " A wide band runs off its panel."
     if published:
         caption += (
             f" Grey: published ({SOURCE}, {PUBLISHED[str(about['task'])][-1]}), other data: compare the shape, not the "
@@ -105,6 +109,16 @@ def context_figure(own: pd.DataFrame, styles: Styles | None = None) -> Drawing:
         )
     caption = f"{style.STAMP}: the project's own stand-in. {caption}" if stamp else caption
     return Drawing(name=f"context-{about['task']}", title=title, caption=caption, figure=sheet, data=data)
+
+
+def _limits(frame: pd.DataFrame) -> tuple[float, float]:
+    """Of an axis, by its marks: of two seeds Student's band is so wide that it would flatten every line."""
+    single = frame[frame["n"] == 1]
+    values = pd.concat([frame["value"], single["low"], single["high"]]).dropna()
+    if values.empty:
+        return 0.0, 1.0
+    around = 0.12 * (values.max() - values.min()) or 0.1
+    return float(values.min()) - around, float(values.max()) + around
 
 
 def _dress(panels: Sequence[Any], own: pd.DataFrame, accuracy: bool) -> list[Any]:
@@ -132,9 +146,10 @@ def _dress(panels: Sequence[Any], own: pd.DataFrame, accuracy: bool) -> list[Any
 def _levels(own: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = Rows()
     good = own[(own["score_status"] == "ok") & own[metric].notna()]
+    several = set(good.loc[good.duplicated(["model", "train_len"]), "model"])
     for (model, seq_len), seeds in good.groupby(["model", "train_len"]):
         low, high = seed_interval(seeds[metric].tolist())
-        if len(seeds) == 1:
+        if model not in several:  # else the narrower interval over windows would pass for one over seeds
             low, high = float(seeds[f"{metric}_low"].iloc[0]), float(seeds[f"{metric}_high"].iloc[0])
         _add(rows, str(model), float(seq_len), seeds[metric].tolist(), low, high)  # type: ignore[arg-type]
     for row in own[own["score_status"] != "ok"].to_dict("records"):

@@ -183,6 +183,9 @@ def draw_curves(axes: Axes, data: pd.DataFrame, styles: Styles, x: str = "seq_le
         dots = rows[rows["mark"] == "seed"]
         if measured["low"].notna().any():
             axes.fill_between(measured[x], measured["low"], measured["high"], color=look.color, alpha=0.13, linewidth=0)
+            lone = measured[_stands_alone(measured["low"].notna())]
+            if len(lone):
+                axes.vlines(lone[x], lone["low"], lone["high"], color=look.color, alpha=0.35, linewidth=3)
         axes.plot(
             measured[x],
             measured["value"],
@@ -214,6 +217,12 @@ def draw_curves(axes: Axes, data: pd.DataFrame, styles: Styles, x: str = "seq_le
             linestyle="",
             markerfacecolor="white",
         )
+
+
+def _stands_alone(has_band: pd.Series) -> pd.Series:
+    """Where a band would be of no width, since neither neighbour has one, though others have."""
+    beside = has_band.shift(1, fill_value=False) | has_band.shift(-1, fill_value=False)
+    return has_band & ~beside
 
 
 def draw_flags(axes: Axes, data: pd.DataFrame, x: str = "seq_len") -> list[Any]:

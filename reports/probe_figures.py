@@ -139,7 +139,7 @@ def column_figure(table: PaperTable, rows: Sequence[ProbeRow], chance: float, se
     _share_axis(axes.xaxis)
     axes.set_xlabel("Accuracy", fontsize=10, color=INK)
     axes.axvline(chance, color=GREY, linewidth=0.9, linestyle=":")
-    add_legend(sheet, data.iloc[:0], styles, {}, [_paper_mark(), *_lines(table, chance)[1:], *flags])
+    add_legend(sheet, data.iloc[:0], styles, {}, [*_own_marks(data), _paper_mark(), *_lines(table, chance)[1:], *flags])
     return Drawing(
         name=f"paper-{table.task}", title=title, figure=sheet, data=data,
         caption=f"Accuracy at {style.length(table.train_len)}, a line a model (dotted: chance). {CAPTION}, "
@@ -169,6 +169,18 @@ def _lines(table: PaperTable, chance: float) -> list[Any]:
         Line2D([], [], color=INK, linewidth=0.9, linestyle="--", label=length),
         Line2D([], [], color=GREY, linewidth=0.9, linestyle=":", label=f"chance ({style.percent(chance)})"),
     ]  # fmt: skip
+
+
+def _own_marks(data: pd.DataFrame) -> list[Any]:
+    """What the legend says of the filled and hollow marks of a table of one length."""
+    from matplotlib.lines import Line2D
+
+    said = {"measured": ("mean over seeds", GREY), "seed": ("one seed", "none")}
+    return [
+        Line2D([], [], linestyle="", marker="o", color=GREY, markerfacecolor=face, label=label)
+        for mark, (label, face) in said.items()
+        if (data["mark"] == mark).any()
+    ]
 
 
 def _paper_mark() -> Any:

@@ -83,6 +83,25 @@ def test_one_seed_has_the_interval_over_windows_and_none_of_a_change():
     assert changes.loc[[4096, 16384], ["low", "high"]].isna().all(axis=None)
 
 
+def test_where_others_have_several_seeds_one_alone_has_no_interval_and_a_band_of_no_width_is_a_bar():
+    records = [*sweep(seeds=(0,)), *(record for record in sweep(seeds=(1,)) if record["trial"]["seq_len"] != 4096)]
+    drawing = figure_of(*records)
+    for panel, axes in zip(("bits", "change"), drawing.figure.axes, strict=True):
+        has_interval = measured(drawing, panel)[["low", "high"]].notna().all(axis=1)
+        assert has_interval.to_dict() == {1024: True, 4096: False, 16384: True}
+        (bars,) = [lines for lines in axes.collections if type(lines).__name__ == "LineCollection"]
+        assert [path.vertices[0][0] for path in bars.get_paths()] == [1024, 16384]
+
+
+def test_a_band_wider_than_the_marks_does_not_rule_the_axis():
+    drawing = figure_of(*sweep(seeds=(0, 1)))
+    axes = drawing.figure.axes[0]
+    levels, low, high = measured(drawing, "bits"), *axes.get_ylim()
+    assert (levels["high"] - levels["low"]).min() > 1.5 * (high - low) / 2
+    marks = drawing.data.loc[drawing.data["panel"] == "bits", "value"]
+    assert low < marks.min() and marks.max() < high < levels["high"].max()
+
+
 def test_failures_are_on_the_rail_and_trials_of_one_length_have_no_figure():
     drawing = figure_of(*sweep(), trial(65536, 0, "timeout"))
     failed = drawing.data[drawing.data["mark"] == "failed"]

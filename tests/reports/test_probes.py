@@ -277,6 +277,13 @@ def test_figures_hold_both_curves_and_need_scores():
     assert not list(probe_figures.probe_jobs(training_of(*builder.sweep())))
 
 
+def test_a_table_of_one_length_says_which_marks_are_seeds():
+    training = training_of(*(probe("mamba-probe64", COPYING, seed=seed) for seed in range(2)))
+    (job,) = probe_figures.probe_jobs(training)
+    said = [text.get_text() for text in job().figure.legends[0].get_texts()]
+    assert said[:2] == ["mean over seeds", "one seed"]
+
+
 @pytest.fixture
 def drawn():
     """Three seeds of Mamba, of which one fails everywhere; absolute positions with few examples at 32K."""
