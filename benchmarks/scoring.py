@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.answers import among, answers_of
 from harness.confusion import balanced_accuracy, bootstrap, confusion, matthews
 from harness.memory import available_memory_bytes, host_peak
 from harness.outcomes import is_out_of_memory
@@ -61,7 +62,7 @@ def score_at(
         else:
             batches = iter(list(batches))  # drawn now, so that the peak of memory is the model's
         with host_peak() as host:
-            measured = _score(model, task, first, batches, seq_len, device, deadline)
+            measured = _score(model, task, first, batches, seq_len, device, deadline, answers_of(task, protocol))
     except TaskError as error:
         return entry | {"status": "unsupported", "reason": str(error)}
     except RuntimeError as error:
@@ -165,6 +166,7 @@ def _score(
     seq_len: int,
     device: torch.device,
     deadline: float,
+    answers: range | None,
 ) -> dict[str, Any]:
     latency_ms: list[float] = []
     correct_per_example: list[int] = []
@@ -183,7 +185,7 @@ def _score(
         inputs_BL, targets_BL = batch.inputs_BL, batch.targets_BL
         started = _now_ns(device)
         hidden_BLD = model.hidden(inputs_BL)
-        losses_BL, answers_BL = _losses(model, hidden_BLD, targets_BL)
+        losses_BL, answers_BL = _losses(model, hidden_BLD, targets_BL, answers)
         latency_ms.append((_now_ns(device) - started) / 1e6)
         scored_BL = targets_BL != IGNORE_INDEX
         correct_per_example += ((answers_BL == targets_BL) & scored_BL).sum(1).tolist()
@@ -209,11 +211,11 @@ def _score(
     if device.type == "cuda":
         entry["peak_alloc_bytes"] = torch.cuda.max_memory_allocated(device) - held_bytes
     if task.metric == "accuracy":
-        answers = scored_per_example[0]
+        num_asked = scored_per_example[0]
         estimate = (
             wilson(sum(correct_per_example), examples)
-            if answers == 1
-            else clustered_proportion(correct_per_example, answers)
+            if num_asked == 1
+            else clustered_proportion(correct_per_example, num_asked)
         )
         return entry | {"accuracy": estimate.as_dict()} | (_class_scores(asked, answered, labels) if labels else {})
     bytes_EL = np.stack(num_bytes) if num_bytes else None
@@ -227,17 +229,17 @@ def _now_ns(device: torch.device) -> int:
     return time.perf_counter_ns()
 
 
-def _losses(model: Model, hidden_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
+def _losses(model: Model, hidden_BLD: Tensor, targets_BL: Tensor, answers: range | None) -> tuple[Tensor, Tensor]:
     """Loss in nats and likeliest token per position; logits only at scored positions and in pieces."""
     scored_S = (targets_BL != IGNORE_INDEX).flatten().nonzero().squeeze(1)
     hidden_SD, targets_S = hidden_BLD.flatten(0, 1), targets_BL.flatten()
     losses = torch.zeros(targets_S.shape, device=targets_S.device)
-    answers = torch.zeros_like(targets_S)
+    answers_S = torch.zeros_like(targets_S)
     for places in scored_S.split(_HEAD_TOKENS):
-        logits_SV = model.lm_head(hidden_SD[places]).float()
+        logits_SV = among(model.lm_head(hidden_SD[places]).float(), answers)
         losses[places] = F.cross_entropy(logits_SV, targets_S[places], reduction="none")
-        answers[places] = logits_SV.argmax(-1)
-    return losses.view_as(targets_BL), answers.view_as(targets_BL)
+        answers_S[places] = logits_SV.argmax(-1)
+    return losses.view_as(targets_BL), answers_S.view_as(targets_BL)
 
 
 def _class_scores(asked: Sequence[int], answered: Sequence[int], labels: range) -> dict[str, Any]:

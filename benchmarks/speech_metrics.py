@@ -1,7 +1,8 @@
 """Scores of generated speech: FID, IS, mIS and AM by a classifier of spoken digits that is trained here.
 
 ``python -m benchmarks.speech_metrics train`` trains the classifier, ``table`` writes what real digits, noise and
-silence score, and ``score FOLDER`` scores a folder of recordings. From Python: :func:`score_clips`.
+silence score, and ``score FOLDER`` scores a folder of recordings. From Python: :func:`score_clips`. ``commands`` trains
+the same network on the words of the task ``commands`` instead, a control of what they can teach.
 
 Shape suffixes: N clips, L samples.
 """
@@ -10,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from benchmarks.speech_metrics_classifier import (
     hear,
     load_classifier,
 )
-from benchmarks.speech_metrics_training import Protocol, clips_of, read_digits, train_classifier
+from benchmarks.speech_metrics_training import Protocol, clips_of, commands_control, read_digits, train_classifier
 from harness.generation_scores import (
     Moments,
     am_score,
@@ -41,8 +42,10 @@ from tasks.archive import read_members
 from tasks.audio.clips import CLIP_LEN
 from tasks.audio.music import AUDIO_SUFFIXES
 from tasks.audio.waveform import SAMPLE_RATE_HZ, read_waveform, resample
+from tasks.cache import write_atomically
 
 DEFAULT_TABLE = ROOT / "results" / "cpu" / "speech_metrics.csv"
+DEFAULT_CONTROL = ROOT / "results" / "cpu" / "commands_control.json"
 COLUMNS = ("clips_of", "against", "clips", "fid", "inception_score", "modified_inception_score", "am_score")
 DRAWN, DRAWS = 64, 200
 """Clips that audio-generation asks of a model, and how often so many real ones are drawn."""
@@ -171,19 +174,29 @@ def main(words: Sequence[str] | None = None) -> int:
     train = commands.add_parser("train", help="train the classifier on spoken digits")
     table = commands.add_parser("table", help="score real digits, noise and silence")
     score = commands.add_parser("score", help="score a folder of recordings")
+    control = commands.add_parser("commands", help="train the classifier's network on command words, a control")
     for command in (train, table):
         command.add_argument("--source", type=Path, action="append", required=True, help="digits; may be repeated")
     for command in (train, table, score):
         command.add_argument("--classifier", type=Path, default=DEFAULT_FOLDER, help="its folder (%(default)s)")
-    train.add_argument("--epochs", type=int, default=Protocol.epochs, help="(%(default)s)")
-    train.add_argument("--seed", type=int, default=Protocol.seed, help="(%(default)s)")
+    control.add_argument("--source", type=Path, required=True, help="clips of up to ten words")
+    control.add_argument("--out", type=Path, default=DEFAULT_CONTROL, help="the JSON file (%(default)s)")
+    for command in (train, control):
+        command.add_argument("--epochs", type=int, default=Protocol.epochs, help="(%(default)s)")
+        command.add_argument("--seed", type=int, default=Protocol.seed, help="(%(default)s)")
     table.add_argument("--out", type=Path, default=DEFAULT_TABLE, help="the CSV (%(default)s)")
     score.add_argument("folder", type=Path)
     asked = parser.parse_args(words)
     try:
-        if asked.command == "train":
+        if asked.command in ("train", "commands"):
             protocol = Protocol(epochs=asked.epochs, seed=asked.seed)
-            train_classifier(asked.source, asked.classifier, protocol, say=lambda text: print(text, flush=True))
+            say = partial(print, flush=True)
+            if asked.command == "train":
+                train_classifier(asked.source, asked.classifier, protocol, say=say)
+            else:
+                found = commands_control(asked.source, protocol, say=say)
+                write_atomically(asked.out, (json.dumps(found, indent=1) + "\n").encode())
+                say(f"written: {asked.out}; accuracy on test {found['accuracy']['test']['value']:.3f}")
         elif asked.command == "table":
             rows = table_rows(load_classifier(asked.classifier), asked.source)
             write_csv(({**row, **_rounded(row)} for row in rows), COLUMNS, asked.out)

@@ -27,10 +27,11 @@ from benchmarks.speech_metrics_classifier import (
 from harness.generation_scores import moments
 from harness.statistics import wilson
 from tasks import Split, TaskError, make_task
-from tasks.audio.clips import DIGITS
+from tasks.audio.clips import DIGITS, WordClips
 from tasks.audio.digits import Digits
 from tasks.audio.speech import speaker_of
 from tasks.audio.waveform import SAMPLE_RATE_HZ, mu_law_decode
+from tasks.base import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """Real digits as the classifier takes them."""
+    """Real words as the network takes them."""
 
     heard_NL: Tensor
     labels_N: Tensor
@@ -64,7 +65,7 @@ def read_digits(source: Path) -> Digits:
     return task
 
 
-def clips_of(tasks: Sequence[Digits], splits: Sequence[Split]) -> Clips:
+def clips_of(tasks: Sequence[WordClips], splits: Sequence[Split]) -> Clips:
     """All clips of some splits."""
     heard, labels, speakers = [], [], []
     for task in tasks:
@@ -89,8 +90,7 @@ def train_classifier(
     Raises:
         TaskError: no epoch, a source without digits, or one whose test speakers another source trains on.
     """
-    if protocol.epochs < 1:
-        raise TaskError(f"epochs={protocol.epochs} is below 1; the default is {Protocol.epochs}")
+    _check_epochs(protocol)
     tasks = [read_digits(source) for source in sources]
     train, test = clips_of(tasks, ("train", "validation")), clips_of(tasks, ("test",))
     if shared := set(train.speakers) & set(test.speakers):
@@ -128,6 +128,43 @@ def train_classifier(
     save_classifier(trained, folder)
     say(f"written: {folder / WEIGHTS} and {ABOUT}; accuracy on other speakers {about['accuracy']['value']:.3f}")
     return load_classifier(folder)
+
+
+def _check_epochs(protocol: Protocol) -> None:
+    if protocol.epochs < 1:
+        raise TaskError(f"epochs={protocol.epochs} is below 1; the default is {Protocol.epochs}")
+
+
+def commands_control(source: Path, protocol: Protocol, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """How far this network gets on the task ``commands``: what its clips can teach a model that is made for speech.
+
+    It trains on the training split alone and hears what ``audio-commands`` hears: the same clips, whole, in mu-law.
+
+    Raises:
+        TaskError: no epoch, or more words than the network has answers.
+    """
+    _check_epochs(protocol)
+    task = make_task("commands", source=source)
+    assert isinstance(task, WordClips)
+    if len(task.words) > len(DIGITS):
+        raise TaskError(
+            f"commands: the network has {len(DIGITS)} answers, {len(task.words)} words were found; give fewer"
+        )
+    train, validation, test = (clips_of([task], (split,)) for split in SPLITS)
+    network = _fit(train, protocol, say)
+    return {
+        "what": "the digits' log-Mel network on the task commands",
+        "words": list(task.words),
+        "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "protocol": asdict(protocol),
+        "source": {"sha256": task.provenance.sha256, "note": task.provenance.note},
+        "clips": {"train": len(train), "validation": len(validation), "test": len(test)},
+        "chance": task.chance,
+        "accuracy": {
+            name: _accuracy(network, clips)["accuracy"]
+            for name, clips in {"train": train, "validation": validation, "test": test}.items()
+        },
+    }
 
 
 def _fit(train: Clips, protocol: Protocol, say: Callable[[str], None]) -> DigitClassifier:

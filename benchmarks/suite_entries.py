@@ -176,6 +176,9 @@ class TrainingEntry(_ModelEntry):
     select: Literal["last", "validation"] = "last"
     """Whose weights are kept and scored: the last step's, or those of the point of the curves that did best on the
     validation set, by accuracy where the task has it, else by the loss."""
+    answers: Literal["all", "labels"] = "all"
+    """Among which tokens a classification task's answer is: the whole vocabulary, or its labels, as if they had a head
+    of their own."""
     threshold: float = Field(default=0.95, gt=0, le=1)
     """Accuracy on the validation set that counts as learned (``steps_to_threshold``)."""
     seeds_together: int = Field(default=1, gt=0)

@@ -229,8 +229,8 @@ def _training_trials(
 
 
 _NAMED_IF_CHOSEN = (
-    "tf32", "curve_every", "validation_examples", "validation_loss", "select", "threshold", "seeds_together",
-    "final_lr",
+    "tf32", "curve_every", "validation_examples", "validation_loss", "select", "answers", "threshold",
+    "seeds_together", "final_lr",
 )  # fmt: skip
 """Choices that protocols did not have at first: naming their defaults would part every trial from its baseline."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.answers import answers_of
 from benchmarks.scoring import score_at
 from benchmarks.speed import describe_backend
 from benchmarks.training_learner import DTYPES, Learner, autocast, sampled_evenly, training_facts
@@ -121,7 +122,8 @@ def _members(trial: Trial, task: Task, context: Mapping[str, Any], device: torch
     """The process's trials, each with its model; what does not depend on the seed is measured once."""
     try:
         example = task.sample(ExampleStream(seed=trial.seed), 1, trial.seq_len, device=device)
-    except TaskError as error:  # the data are readable but too short: not the data's fault
+        answers_of(task, trial.protocol)
+    except TaskError as error:  # data that are readable but too short, or a choice that is not this task's
         raise Unsupported(str(error)) from error
     model = build_model(trial.model, vocab_size=task.vocab_size, seed=trial.seed, device=trial.device)
     with observing() as kernels, torch.no_grad(), autocast(trial):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.answers import among, answers_of
 from benchmarks.training_optimizer import build_optimizer, learning_rate
 from benchmarks.training_stages import Stage, stages_of
 from harness import NonFiniteLoss, Trial
@@ -88,6 +89,7 @@ class Learner:
         self._next_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._losses_S = torch.zeros(self.steps, device=self.device)
         self._scored = task.scored_positions("train")
+        self._answers = answers_of(task, self.protocol)
         self.tokens = trial.batch * trial.seq_len
         """Of a step, whatever its stage."""
         fitting = min(_MAX_BLOCK, self.steps, max(1, _BLOCK_TOKENS[self.device.type] // self.tokens))
@@ -155,14 +157,16 @@ class Learner:
         parts = self.protocol.get("microbatches", 1)
         if parts == 1:
             with autocast(self.trial):
-                loss = loss_of(self.model, inputs_BL, targets_BL, self._scored)
+                loss = loss_of(self.model, inputs_BL, targets_BL, self._scored, answers=self._answers)
             loss.backward()
             return loss.detach()
         num_targets = (targets_BL[:, self._scored] != IGNORE_INDEX).sum()
         total = torch.zeros((), device=self.device)
         for inputs_bL, targets_bL in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
             with autocast(self.trial):
-                loss = loss_of(self.model, inputs_bL, targets_bL, self._scored, num_targets=num_targets)
+                loss = loss_of(
+                    self.model, inputs_bL, targets_bL, self._scored, num_targets=num_targets, answers=self._answers
+                )
             loss.backward()
             total += loss.detach()
         return total
@@ -220,7 +224,9 @@ class Learner:
         correct = total = 0
         for part in torch.arange(examples, device=self.device).split(max(1, _VALIDATION_TOKENS // positions)):
             with autocast(self.trial):
-                logits_BPV = self.model.lm_head(self.model.hidden(batch.inputs_BL[part])[:, scored])
+                logits_BPV = among(
+                    self.model.lm_head(self.model.hidden(batch.inputs_BL[part])[:, scored]), self._answers
+                )
             targets_BP = batch.targets_BL[part][:, scored]
             asked_BP = targets_BP != IGNORE_INDEX
             correct += int(((logits_BPV.argmax(-1) == targets_BP) & asked_BP).sum())
@@ -238,7 +244,7 @@ class Learner:
         for part in torch.arange(examples, device=self.device).split(at_once):
             targets_BL = batch.targets_BL[part]
             with autocast(self.trial):
-                mean = loss_of(self.model, batch.inputs_BL[part], targets_BL, scored)
+                mean = loss_of(self.model, batch.inputs_BL[part], targets_BL, scored, answers=self._answers)
             total_1 += mean.double() * (targets_BL[:, scored] != IGNORE_INDEX).sum()
         return round(float(total_1) / int((batch.targets_BL[:, scored] != IGNORE_INDEX).sum()), 5)
 
@@ -276,14 +282,21 @@ def autocast(trial: Trial) -> torch.autocast:
 
 
 def loss_of(
-    model: Model, inputs_BL: Tensor, targets_BL: Tensor, scored: slice, *, num_targets: Tensor | None = None
+    model: Model,
+    inputs_BL: Tensor,
+    targets_BL: Tensor,
+    scored: slice,
+    *,
+    num_targets: Tensor | None = None,
+    answers: range | None = None,
 ) -> Tensor:
     """Mean cross-entropy (nats) over the targets among the positions ``scored``; logits are made only for those.
 
-    With ``num_targets`` it is the share of these sequences in the mean over so many targets.
+    ``answers`` are the tokens that may answer, all if None. With ``num_targets`` it is the share of these sequences in
+    the mean over so many targets.
     """
     hidden_XD = model.hidden(inputs_BL)[:, scored].flatten(0, 1)  # X = B P
-    logits_XV, targets_X = model.lm_head(hidden_XD).float(), targets_BL[:, scored].flatten()
+    logits_XV, targets_X = among(model.lm_head(hidden_XD).float(), answers), targets_BL[:, scored].flatten()
     if num_targets is None:
         return F.cross_entropy(logits_XV, targets_X, ignore_index=IGNORE_INDEX)
     return F.cross_entropy(logits_XV, targets_X, ignore_index=IGNORE_INDEX, reduction="sum") / num_targets

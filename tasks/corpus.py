@@ -66,6 +66,8 @@ class CorpusTask(Task):
     """A token that stands for an unknown symbol: read by the model, never a target."""
     label_tokens: range | None = None
     """Where documents are items to classify: the labels, one of which is asked at an item's last position."""
+    answer_tokens: range | None = None
+    """Where a class is asked for, of an item or a window: the tokens of all classes."""
     token_bytes: "npt.NDArray[np.int64] | None" = None
     """Of text, how many bytes each token stands for: what bits per byte are counted with."""
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tasks.audio.clips import CLIP_LEN, CLIP_SUFFIXES, DIGITS, WordClips, word_of
+from tasks.audio.clips import CLIP_LEN, CLIP_SUFFIXES, DIGITS, SILENCE, WordClips, word_of
 from tasks.audio.waveform import NUM_LEVELS
 from tasks.base import IGNORE_INDEX, Batch, ExampleStream, Split, TaskError, check_seq_len
 from tasks.corpus import EvaluationWindows
-from tasks.prepared import Document
+from tasks.prepared import Document, TokenArray
 from tasks.random import derive_key, random_words, uniform_below
 from tasks.sources import Layout, SourceSpec
 
@@ -27,6 +27,7 @@ class Commands(WordClips):
     Args:
         words: those to tell apart, in the order of their labels; ``digits`` for zero to nine; all of the source, in
             alphabetical order, if not given.
+        shift: training clips are moved by up to so many samples either way, each time anew, and silence fills the gap.
 
     >>> task = Commands(words=["yes", "no"])
     >>> batch = task.sample(ExampleStream(seed=0), 4, 16000)
@@ -54,12 +55,20 @@ class Commands(WordClips):
     )
 
     def __init__(
-        self, *, data_root: Path | None = None, source: Path | None = None, words: Sequence[str] | str | None = None
+        self,
+        *,
+        data_root: Path | None = None,
+        source: Path | None = None,
+        words: Sequence[str] | str | None = None,
+        shift: int = 0,
     ) -> None:
         self.wanted = _checked(words)
+        if not isinstance(shift, int) or not 0 <= shift < CLIP_LEN:
+            raise TaskError(f"commands: shift={shift!r} must be a number of samples from 0 to {CLIP_LEN - 1}")
+        self.shift = shift
         super().__init__(data_root=data_root, source=source)
         self.vocab_size = NUM_LEVELS + len(self.words)
-        self.label_tokens = range(NUM_LEVELS, self.vocab_size)
+        self.label_tokens = self.answer_tokens = range(NUM_LEVELS, self.vocab_size)
 
     @cached_property
     def chance(self) -> float:
@@ -74,13 +83,31 @@ class Commands(WordClips):
         return CLIP_LEN
 
     def sample(self, rng: ExampleStream, batch: int, seq_len: int, *, device: torch.device | str = "cpu") -> Batch:
-        """Uniformly drawn clips of ``rng.split``."""
+        """Uniformly drawn clips of ``rng.split``; those of the training split are moved."""
         self._check(seq_len)
         clips = self.splits[rng.split]
         key = derive_key(self.name, self.version, rng.seed, rng.split, seq_len)
         examples_B = torch.arange(rng.start, rng.start + batch, dtype=torch.int64)
-        numbers_B = uniform_below(random_words(key, examples_B, 1)[:, 0], len(clips))
-        return self.windows([_middle(clips[number], seq_len) for number in numbers_B.tolist()], seq_len, device=device)
+        words_B2 = random_words(key, examples_B, 2)
+        drawn = [clips[number] for number in uniform_below(words_B2[:, 0], len(clips)).tolist()]
+        still = self.windows([_middle(clip, seq_len) for clip in drawn], seq_len, device="cpu")
+        if self.shift and rng.split == "train":
+            late_B = uniform_below(words_B2[:, 1], 2 * self.shift + 1) - self.shift
+            moved_BL = np.stack(
+                [self._moved(clip, seq_len, by) for clip, by in zip(drawn, late_B.tolist(), strict=True)]
+            )
+            still.inputs_BL.copy_(torch.from_numpy(moved_BL))
+        return Batch(inputs_BL=still.inputs_BL.to(device), targets_BL=still.targets_BL.to(device))
+
+    def _moved(self, clip: Document, seq_len: int, by: int) -> TokenArray:
+        """The middle of a clip that begins ``by`` samples later."""
+        start = (clip.length - seq_len) // 2 - by
+        low, high = max(start, 0), min(start + seq_len, clip.length)
+        heard_L: TokenArray = np.full(seq_len, SILENCE, np.uint8)
+        heard_L[low - start : max(high, low) - start] = self.corpus.tokens[
+            clip.start + low : clip.start + max(high, low)
+        ]
+        return heard_L
 
     def windows(self, starts: "list[int] | tuple[int, ...]", seq_len: int, *, device: torch.device | str) -> Batch:
         """Stretches of clips with their clips' labels at the last position."""

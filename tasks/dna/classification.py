@@ -66,7 +66,7 @@ class Classification(CorpusTask):
     def __init__(self, *, data_root: Path | None = None, source: Path | None = None) -> None:
         super().__init__(data_root=data_root, source=source)
         self.vocab_size = self.first_label + len(self.classes)
-        self.label_tokens = range(self.first_label, self.vocab_size)
+        self.label_tokens = self.answer_tokens = range(self.first_label, self.vocab_size)
 
     @abstractmethod
     def describe_items(self) -> str:

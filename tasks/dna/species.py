@@ -66,6 +66,7 @@ class Species(CorpusTask):
     def __init__(self, *, data_root: Path | None = None, source: Path | None = None) -> None:
         super().__init__(data_root=data_root, source=source)
         self.vocab_size = len(ALPHABET) + len(self.species)
+        self.answer_tokens = range(len(ALPHABET), self.vocab_size)
         self._starts_by_species: dict[tuple[Split, int], list[WindowStarts]] = {}
 
     @cached_property

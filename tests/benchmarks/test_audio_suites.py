@@ -104,8 +104,13 @@ def test_commands_are_classified_from_a_whole_second_by_three_seeds_of_both_mode
         assert protocol["warmup_steps"] * 10 == protocol["steps"] and protocol["grad_clip"] == 0.1
         # Every clip of a test split as large as Speech Commands' own is scored.
         assert min(protocol["max_examples"], protocol["score_tokens"] // trial.seq_len) == 4096
-    protocols = [{**trial.protocol, "seed": 0} for trial in trials]
-    assert all(protocol == protocols[0] for protocol in protocols), "the same for both models"
+    plain, moved = (
+        [trial for trial in trials if ("shift" in trial.protocol["task_options"]) is it] for it in (False, True)
+    )
+    assert len(plain) == len(moved) == 6
+    for group in (plain, moved):
+        assert all(trial.protocol == group[0].protocol for trial in group), "the same for both models"
+    assert moved[0].protocol["answers"] == "labels" and "answers" not in plain[0].protocol
 
 
 def test_commands_for_a_cpu_are_small_and_fit_the_gpu_otherwise():

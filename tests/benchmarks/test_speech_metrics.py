@@ -190,6 +190,26 @@ def test_training_learns_and_what_is_saved_answers_alike(trained_on_vowels):
     assert scores["classifier_sha256"] == json.loads((folder / ABOUT).read_text())["weights_sha256"]
 
 
+def test_the_control_tells_words_apart_that_can_be(tmp_path):
+    source, out = write_digits(tmp_path / "words"), tmp_path / "control.json"
+    assert main(["commands", "--source", str(source), "--out", str(out), "--epochs", "12"]) == 0
+    found = json.loads(out.read_text())
+    assert found["words"] == sorted(DIGITS) and found["chance"] <= 0.2
+    assert (
+        found["accuracy"]["test"]["n"] == found["clips"]["test"] and found["accuracy"]["test"]["low"] > found["chance"]
+    )
+    assert sum(found["clips"].values()) == 120 and found["source"]["sha256"]
+
+
+def test_more_words_than_the_control_has_answers(tmp_path, capsys):
+    for raw in word_documents((*DIGITS, "ten")):
+        path = tmp_path / "words" / raw.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, mu_law_decode(torch.from_numpy(raw.tokens).long()).numpy(), SAMPLE_RATE_HZ)
+    assert main(["commands", "--source", str(tmp_path / "words"), "--out", str(tmp_path / "none.json")]) == 2
+    assert "has 10 answers, 11 words were found" in capsys.readouterr().err
+
+
 def test_no_classifier_and_damaged_ones(trained_on_vowels, tmp_path):
     with pytest.raises(ValueError, match=r"no classifier \(classifier\.json is missing\); train one"):
         load_classifier(tmp_path)

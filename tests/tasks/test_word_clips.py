@@ -72,6 +72,38 @@ def test_the_label_is_the_word_and_stands_at_the_last_position_alone(tmp_path: P
     assert set(heard) == {0, 1, 2}
 
 
+def test_training_clips_are_moved_and_silence_fills_the_gap(tmp_path: Path) -> None:
+    source, shift = write_words(tmp_path), 1600
+    still, moving = commands(source=source), commands(source=source, shift=shift)
+    one, other = (task.sample(ExampleStream(), 40, CLIP_LEN) for task in (still, moving))
+    assert torch.equal(one.targets_BL, other.targets_BL), "the clips are the same"
+    gaps = set()
+    for clip_L, moved_L in zip(one.inputs_BL, other.inputs_BL, strict=True):
+        silent_L = moved_L == 128
+        heard = silent_L.logical_not().nonzero().flatten()
+        assert moved_L[heard].unique().tolist() == clip_L.unique().tolist()
+        assert len(heard) == heard[-1] - heard[0] + 1, "in one piece"
+        gaps.add(int(silent_L.sum()) * (1 if silent_L[0] else -1))
+    assert len(gaps) > 35 and min(gaps) < -800 and max(gaps) > 800 and max(map(abs, gaps)) <= shift
+    rest = moving.sample(ExampleStream(start=17), 23, CLIP_LEN)
+    assert torch.equal(rest.inputs_BL, other.inputs_BL[17:]), "however many are drawn together"
+    for split in ("validation", "test"):
+        one, other = (task.sample(ExampleStream(split=split), 9, 1000) for task in (still, moving))
+        assert torch.equal(one.inputs_BL, other.inputs_BL)
+
+
+def test_short_windows_move_within_their_clip_and_beyond_it_into_silence(tmp_path: Path) -> None:
+    task = commands(source=write_words(tmp_path), shift=CLIP_LEN - 1)
+    inputs_BL = task.sample(ExampleStream(), 60, 500).inputs_BL
+    assert (inputs_BL == 128).all(1).any() and (inputs_BL != 128).all(1).any()
+
+
+@pytest.mark.parametrize("shift", [-1, CLIP_LEN, 0.5, "1600"])
+def test_a_shift_that_is_none_is_refused(shift) -> None:
+    with pytest.raises(TaskError, match=f"shift={shift!r} must be a number of samples from 0 to 15999"):
+        commands(shift=shift)
+
+
 def test_words_choose_and_order_the_classes(tmp_path: Path) -> None:
     task = commands(source=write_words(tmp_path), words=["yes", "left"])
     assert task.words == ("yes", "left") and task.vocab_size == 258
