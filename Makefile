@@ -11,7 +11,7 @@ MODEL  ?= mamba-tiny
 COMMITTED := $(filter-out results/runs results/reference results/baselines,$(wildcard results/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint bench report plots eval exact micro gate aa data scan-table parity clean
+.PHONY: help setup test conformance lint bench report plots eval exact micro gate aa data scan-table parity clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ eval: $(STAMP) ## zero-shot evaluation; trains MODEL first if need be (MODEL=mam
 plots: $(STAMP) ## redraw the report of the committed records, with its figures, in reports/latest
 	$(BIN)/seqbench report $(COMMITTED)
 
-test: $(STAMP) ## all tests, on all cores
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: $(STAMP) ## the tests, on all cores, in minutes; what takes every model or kernel in turn is conformance
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not conformance"
+
+conformance: $(STAMP) ## the long tests: every model, kernel, prediction and command in turn
+	$(BIN)/python -m pytest -n auto --dist worksteal -m conformance
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -315,8 +315,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     suite = load_suite(arguments.suite)
     options = run_options(arguments, suite.name)
-    planned = prepared_suite(suite, _selection(arguments), options)
-    counts = run_suite(planned, options)
+    planned = prepared_suite(suite, _selection(arguments), options, log=sys.stderr)
+    counts = run_suite(planned, options, log=sys.stderr)
     print(f"{summarise(counts)}; records in {options.out}", file=sys.stderr)
     return 0
 

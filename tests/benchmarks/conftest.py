@@ -59,3 +59,22 @@ def seqbench(environment: dict[str, str], tmp_path: Path) -> Callable[..., subpr
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def seqbench_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``seqbench``, in this process: only the first run has to import PyTorch where trials are forked."""
+    from benchmarks.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEQBENCH_DATA", raising=False)
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return run

@@ -218,6 +218,7 @@ def test_what_cannot_be_generated_is_refused_with_the_reason(changes, message):
         measure(make_trial(**changes))
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", ["mamba_complex-unet1x4", "s4d-unet1x4", "transformer-unet1x4"])
 @pytest.mark.parametrize("start", [{"start": "data", "seq_len": 1024}, {"new_samples": 16_000}], ids=["long", "silent"])
 def test_the_predicted_peak_is_close_to_the_measured(name, start, task):

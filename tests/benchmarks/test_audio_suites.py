@@ -70,6 +70,7 @@ def test_parts_of_a_step_are_at_most_its_sequences(tmp_path):
     assert parts == {(1, 8): None, (1, 2): None, (1, 1): None, (4, 8): 4, (4, 2): 2, (4, 1): None}
 
 
+@pytest.mark.conformance
 def test_parts_lower_the_predicted_memory_and_leave_the_work():
     costs = []
     for microbatches in (1, 4):
@@ -113,6 +114,7 @@ def test_commands_are_classified_from_a_whole_second_by_three_seeds_of_both_mode
     assert moved[0].protocol["answers"] == "labels" and "answers" not in plain[0].protocol
 
 
+@pytest.mark.conformance
 def test_commands_for_a_cpu_are_small_and_fit_the_gpu_otherwise():
     on_cpu = {trial.model: trial for trial in trials_of("audio-commands", device="cpu")}
     assert on_cpu.keys() == {"mamba-unet1x4", "s4d-unet1x4"}

@@ -57,6 +57,7 @@ def test_the_checkpoints_length_and_seed_may_be_named(tmp_path, monkeypatch):
     assert all(trial.protocol["init_from"]["sha256"] is None for trial in unstarted)
 
 
+@pytest.mark.conformance
 def test_the_cpu_form_is_small():
     trials = [item.trial for item in items("cpu")]
     assert {trial.task for trial in trials} == {"gue", "vertebrates"}

@@ -35,6 +35,7 @@ def test_context_is_a_constant_number_of_tokens_a_step_after_the_warm_up_of_the_
     assert (rates["mamba"], rates["hyena"], rates["transformer"]) == (8e-3, 1e-3, 2e-3)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", ["mamba-dna1m", "hyena-dna1m", "s4d-dna1m"])
 def test_the_longest_context_is_predicted_to_fit_the_gpu_that_it_is_made_for(name):
     (trial,) = trials_of("dna-context", models=(name,), lengths=(2**20,), seeds=(0,))

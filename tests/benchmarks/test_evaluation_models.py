@@ -38,7 +38,7 @@ PAIRS = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("isolated")
+pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("isolated")]
 
 
 @pytest.fixture

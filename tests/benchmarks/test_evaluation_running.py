@@ -29,7 +29,7 @@ from tasks import TaskError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-pytestmark = pytest.mark.usefixtures("isolated")
+pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("isolated")]
 
 
 # --------------------------------------------------------------------------------------------------

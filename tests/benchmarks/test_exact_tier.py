@@ -15,6 +15,8 @@ from benchmarks.exact_figures import VOCAB, figures_of, subjects
 from models import MODELS, build_model
 from tasks import TASKS
 
+pytestmark = pytest.mark.conformance
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = {"torch": "2.13.0", "python": "3.11.7"}
 OTHER_TORCH = {"torch": "2.12.0", "python": "3.11.7"}

@@ -20,6 +20,8 @@ from benchmarks.gate_blocks import BlockRunner, Side, gate_set, sides_of
 from benchmarks.gate_trees import TreeError, dependencies, two_trees
 from harness.gate_decision import MIN_PAIRS
 
+pytestmark = pytest.mark.conformance
+
 HARNESS = """
 from dataclasses import dataclass
 

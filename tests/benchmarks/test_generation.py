@@ -214,6 +214,7 @@ def test_a_captured_loop_generates_what_the_eager_one_does(name):
 # Memory
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(("name", "loop"), [way for way in WAYS if family(way[0]) in PREDICTED])
 def test_predicted_peak_is_the_allocators(name, loop):
     """Within 10 %. Long enough that states and activations are not lost in the weights."""
@@ -328,6 +329,7 @@ def test_search_stops_when_its_time_is_up_but_not_before_one_fits():
     assert [p.fits for p in probes].count(True) == 1 and probes[-1].fits
 
 
+@pytest.mark.conformance
 def test_a_batch_whose_last_tokens_are_wrong_does_not_fit(monkeypatch):
     """As kernels that index with 32 bits write to wrong places, without an error."""
     trial = make_trial("transformer-tiny", batch=0, new_tokens=2)
@@ -347,6 +349,7 @@ def test_a_batch_whose_last_tokens_are_wrong_does_not_fit(monkeypatch):
     assert {"batch": 6, "fits": False, "why": "a token differs"} in metrics["search"]
 
 
+@pytest.mark.conformance
 def test_a_batch_that_generates_once_but_not_twice_does_not_fit(monkeypatch):
     """A loop that is not captured allocates as it goes, and may leave the memory in pieces."""
     trial = make_trial("transformer-tiny", batch=0, new_tokens=2)
@@ -367,6 +370,7 @@ def test_a_batch_that_generates_once_but_not_twice_does_not_fit(monkeypatch):
     assert metrics["prefill_ms"] != [pytest.approx(metrics["first_call_ms"], abs=1e-3)]  # its first is not like others
 
 
+@pytest.mark.conformance
 def test_a_long_generation_of_the_search_is_its_own_sample(monkeypatch):
     trial = make_trial("transformer-tiny", batch=0, new_tokens=2)
     weights = sum(p.nbytes for p in build_generation_model(trial).parameters())

@@ -78,6 +78,7 @@ def test_what_cannot_be_read_says_why_and_what_to_do(content: dict[str, Any], sa
         records_of(content, "some.json")
 
 
+@pytest.mark.conformance
 def test_a_real_run_becomes_records_that_the_gate_compares(tmp_path: Path) -> None:
     """Two tests of a few milliseconds; the gate must find each trial on both sides and lose none."""
     # Within a worker of xdist pytest-benchmark would measure nothing.

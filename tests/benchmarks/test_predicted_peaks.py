@@ -11,6 +11,8 @@ from benchmarks.generation import predicted_generation
 from benchmarks.plan import predicted_cost
 from harness import Trial
 
+pytestmark = pytest.mark.conformance
+
 RECORDS = Path(__file__).parents[2] / "results/h200/speed/records.jsonl"
 LARGE = 64 * 2**20
 """Below it, libraries' own buffers and blocks that are not split off show."""

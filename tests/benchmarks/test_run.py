@@ -106,6 +106,7 @@ def _check_record(record: dict, out: Path) -> None:
     assert metrics["accuracy"] == metrics["scores"][0]["accuracy"]
 
 
+@pytest.mark.conformance
 def test_killed_half_way_and_run_again_gives_every_trial_exactly_once(small_suite, environment, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks", "run", str(small_suite), "--device", "cpu", "--out", str(out)]
@@ -128,6 +129,7 @@ def test_killed_half_way_and_run_again_gives_every_trial_exactly_once(small_suit
     assert set(counts.values()) == {1}
 
 
+@pytest.mark.conformance
 def test_a_supervisor_that_is_killed_leaves_no_process_behind(small_suite, environment, tmp_path):
     marker = str(tmp_path / "out")
     command = [sys.executable, "-m", "benchmarks", "run", str(small_suite), "--device", "cpu", "--out", marker]
@@ -162,6 +164,7 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.conformance
 def test_shards_share_the_work_and_write_apart(seqbench, small_suite, tmp_path):
     out = tmp_path / "out"
     for shard in ("1/2", "2/2"):
@@ -181,6 +184,7 @@ def test_plan_runs_nothing_and_shows_costs(seqbench, small_suite, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.conformance
 def test_a_memory_limit_skips_what_cannot_fit_and_the_sweep_goes_on(seqbench, small_suite, tmp_path):
     out = tmp_path / "out"
     result = seqbench("run", small_suite, "--device", "cpu", "--out", out, "--lengths", "1K,1M", "--models", "s4d",
@@ -244,6 +248,7 @@ trials:
 """
 
 
+@pytest.mark.conformance
 def test_a_training_that_is_stopped_goes_on_in_the_next_run(tmp_path, monkeypatch):
     monkeypatch.delenv("SEQBENCH_DATA", raising=False)
     suite, out = tmp_path / "long.yaml", tmp_path / "out"
@@ -287,15 +292,15 @@ trials:
 """
 
 
-def run_tasks(seqbench, tmp_path, tasks, *words, lr="1.0e-3"):
+def run_tasks(seqbench_here, tmp_path, tasks, *words, lr="1.0e-3"):
     suite = tmp_path / "data.yaml"
     suite.write_text(TRAINING.replace("TASKS", tasks).replace("LR", lr))
-    result = seqbench("run", suite, "--device", "cpu", "--out", tmp_path / "out", *words)
+    result = seqbench_here("run", suite, "--device", "cpu", "--out", tmp_path / "out", *words)
     return result, lines_of(tmp_path / "out")
 
 
-def test_without_data_the_record_says_that_the_sample_is_embedded(seqbench, tmp_path):
-    result, records = run_tasks(seqbench, tmp_path, "language, dna, audio, speech")
+def test_without_data_the_record_says_that_the_sample_is_embedded(seqbench_here, tmp_path):
+    result, records = run_tasks(seqbench_here, tmp_path, "language, dna, audio, speech")
     assert result.returncode == 0, result.stderr
     assert {record["trial"]["task"] for record in records} == {"language", "dna", "audio", "speech"}
     for record in records:
@@ -306,12 +311,12 @@ def test_without_data_the_record_says_that_the_sample_is_embedded(seqbench, tmp_
     assert [line.split()[1] for line in said] == ["audio", "dna", "language", "speech"], "and the run says it first"
 
 
-def test_a_users_own_text_is_identified_by_its_sha256(seqbench, tmp_path):
+def test_a_users_own_text_is_identified_by_its_sha256(seqbench_here, tmp_path):
     import hashlib
 
     text = tmp_path / "mine.txt"
     text.write_text("It was a bright cold day in April. " * 400)
-    result, (record,) = run_tasks(seqbench, tmp_path, "language", "--source", f"language={text}")
+    result, (record,) = run_tasks(seqbench_here, tmp_path, "language", "--source", f"language={text}")
     assert record["status"] == "ok", result.stderr
     source = record["trial"]["protocol"]["source"]
     assert source["kind"] == "files"
@@ -319,10 +324,10 @@ def test_a_users_own_text_is_identified_by_its_sha256(seqbench, tmp_path):
     assert "embedded" not in result.stderr
 
 
-def test_data_that_are_too_short_are_unsupported_at_that_length_only(seqbench, tmp_path):
+def test_data_that_are_too_short_are_unsupported_at_that_length_only(seqbench_here, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("abcdefghij" * 300)  # contiguous split: 300 bytes of test text
-    _, (record,) = run_tasks(seqbench, tmp_path, "language", "--source", f"language={text}")
+    _, (record,) = run_tasks(seqbench_here, tmp_path, "language", "--source", f"language={text}")
     assert record["status"] == "ok"
     assert [s["status"] for s in record["metrics"]["scores"]] == ["ok", "unsupported"]
     assert "longest" in record["metrics"]["scores"][1]["reason"]
@@ -336,26 +341,26 @@ BROKEN = {
 }
 
 
-def test_broken_data_are_errors_that_name_the_file(seqbench, tmp_path):
+def test_broken_data_are_errors_that_name_the_file(seqbench_here, tmp_path):
     sources = []
     for task, (name, content) in BROKEN.items():
         (tmp_path / name).write_bytes(content)
         sources += ["--source", f"{task}={tmp_path / name}"]
-    _, records = run_tasks(seqbench, tmp_path, ", ".join(BROKEN), *sources)
+    _, records = run_tasks(seqbench_here, tmp_path, ", ".join(BROKEN), *sources)
     assert {record["trial"]["task"] for record in records} == set(BROKEN)
     for record in records:
         assert record["status"] == "error"
         assert BROKEN[record["trial"]["task"]][0] in record["error"]["message"]
 
 
-def test_a_loss_that_is_not_finite_is_a_typed_error(seqbench, tmp_path):
-    _, (record,) = run_tasks(seqbench, tmp_path, "language", lr="1.0e+38")
+def test_a_loss_that_is_not_finite_is_a_typed_error(seqbench_here, tmp_path):
+    _, (record,) = run_tasks(seqbench_here, tmp_path, "language", lr="1.0e+38")
     assert record["status"] == "error"
     assert record["error"]["type"] == "NonFiniteLoss"
     assert "lr" in record["error"]["message"]
 
 
-def test_a_model_of_ones_own_from_a_file(seqbench, small_suite, tmp_path):
+def test_a_model_of_ones_own_from_a_file(seqbench_here, small_suite, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from models.model import SequenceModel\nfrom models.s4d import S4D\nfrom models.wirings import Plain\n\n\n"
         "def build(vocab_size):\n"
@@ -363,7 +368,7 @@ def test_a_model_of_ones_own_from_a_file(seqbench, small_suite, tmp_path):
         "    return SequenceModel(vocab_size=vocab_size, d_model=16, mixers=mixers, d_mlp=16)\n"
     )
     out = tmp_path / "out"
-    result = seqbench(
+    result = seqbench_here(
         "run", small_suite, "--device", "cpu", "--out", out, "--models", "mine.py:build", "--lengths", "1K"
     )
     assert result.returncode == 0, result.stderr
@@ -372,7 +377,7 @@ def test_a_model_of_ones_own_from_a_file(seqbench, small_suite, tmp_path):
     assert {r["status"] for r in records} == {"ok"}, [r.get("error") for r in records]
 
 
-def test_a_kernel_that_computes_wrongly_gets_no_speed(seqbench, small_suite, tmp_path):
+def test_a_kernel_that_computes_wrongly_gets_no_speed(seqbench_here, small_suite, tmp_path):
     (tmp_path / "wrong.py").write_text(
         "from models.model import SequenceModel\nfrom models.lstm import LSTM\n"
         "from models.ops.context import observe, relative_error\n\n\n"
@@ -387,7 +392,7 @@ def test_a_kernel_that_computes_wrongly_gets_no_speed(seqbench, small_suite, tmp
         "lengths: 1K, sample_budget_s: 0.05}\n"
     )
     out = tmp_path / "out"
-    seqbench("run", suite, "--device", "cpu", "--out", out, "--models", "wrong.py:build")
+    seqbench_here("run", suite, "--device", "cpu", "--out", out, "--models", "wrong.py:build")
     (record,) = lines_of(out)
     assert record["status"] == "wrong", record
     assert "latency_ms" not in record["metrics"]

@@ -76,6 +76,7 @@ def test_noise_and_silence_score_badly_and_alike_clips_have_no_inception():
         assert scores["clips"] == 40 and len(scores["classifier_sha256"]) == 64
 
 
+@pytest.mark.conformance
 def test_real_digits_score_best(real_sources):
     trained = load_classifier()
     rows = {(row["clips_of"], row["against"]): row for row in table_rows(trained, real_sources)}

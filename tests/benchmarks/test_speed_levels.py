@@ -22,6 +22,8 @@ from harness import Trial, Unsupported, WrongOutput
 from harness.clocks import Replays, Timing
 from models.ops.context import OpReport, observe, observing
 
+pytestmark = pytest.mark.conformance
+
 RUNS_ON_CPU = [name for name, operator in OPERATORS.items() if operator.only_on != "cuda"]
 SIZES = {"width": 32, "d_state": 4, "head_dim": 16}
 

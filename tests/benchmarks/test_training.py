@@ -288,6 +288,7 @@ def test_the_loss_is_the_mean_over_the_targets_and_no_others(name, loss):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("parts", [2, 3, 4, 7])
 @pytest.mark.parametrize("options", [{"loss": "answer"}, {"loss": "every"}])
 def test_microbatches_are_the_whole_step_up_to_rounding(parts, options):

@@ -315,6 +315,7 @@ def forward_backward(seq_len: int, *, window: int | None = None, bias: str = "no
     return build
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("bias", ["none", "alibi", "xpos"])
 def test_memory_of_a_window_is_linear_and_predicted(bias):
     def work() -> object:

@@ -14,6 +14,8 @@ from models.model import SequenceModel
 from models.ops.context import observe
 from models.presets import MIXERS, WHOLE_BLOCKS, WIRINGS
 
+pytestmark = pytest.mark.conformance
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "min_gru.py"
 TINY = [name for name in MODELS if name.endswith("-tiny")]

@@ -28,6 +28,7 @@ def tokens(batch: int, seq_len: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(VOCAB, (batch, seq_len), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.conformance
 @tiny
 @pytest.mark.parametrize(("direction", "seq_len"), [("forward", 4096), ("train", 1024)])
 def test_predicted_peak_equals_the_allocators(name, direction, seq_len):

@@ -46,6 +46,7 @@ def test_models_of_a_size_have_equal_parameters(family, size):
     assert params_without_embedding(f"{family}-{size}") == pytest.approx(reference, rel=0.05)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("size", ["tiny", "130m"])
 @pytest.mark.parametrize("combination", GRID)
 def test_any_mixer_in_any_wiring_has_the_parameters_of_its_size(combination, size):

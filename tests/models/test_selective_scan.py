@@ -351,6 +351,7 @@ def run_python(code: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.conformance
 @pytest.mark.skipif("kernel" not in FAST, reason="no kernel can be built here")
 def test_two_processes_build_at_once_and_import_builds_nothing(tmp_path):
     code = "from models.ops import selective_scan as s; {} print(repr(s.ensure_built()))"

@@ -24,6 +24,7 @@ def on_meta(name: str) -> UNet:
     return model
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", LIGHT)
 def test_unets_pass_every_check(name, check):

@@ -127,6 +127,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "://" not in markdown
 
 
+@pytest.mark.conformance
 def test_the_same_records_give_the_same_bytes(report: Path, tmp_path: Path) -> None:
     _write(list(reversed(builder.sweep())), tmp_path)
     for file in sorted(path for path in report.rglob("*") if path.is_file()):

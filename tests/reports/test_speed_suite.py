@@ -21,6 +21,8 @@ from reports.roofline import ceilings_of, limits_frame
 from reports.scaling import time_figure
 from reports.speed_claims import judge_speed_claims
 
+pytestmark = pytest.mark.conformance
+
 
 @pytest.fixture(scope="module")
 def records() -> list[builder.Record]:
