@@ -295,7 +295,7 @@ def _nvidia_smi() -> str:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from benchmarks.run import MEMORY_MARGIN, free_memory_bytes, plan_table, planned_suite
+    from benchmarks.run import MEMORY_MARGIN, free_memory_bytes, plan_table, planned_suite, say_embedded
     from benchmarks.suites import load_suite
     from harness.environment import fingerprint
     from harness.runner import measure_matmul_rate
@@ -303,6 +303,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     suite = load_suite(arguments.suite)
     options = run_options(arguments, suite.name)
     planned = planned_suite(suite, _selection(arguments), options)
+    say_embedded((item.trial for item in planned), sys.stderr)
     _, environment = fingerprint(Path.cwd(), device=options.device, num_threads=len(options.settings.cores))
     memory_bytes = options.memory_bytes or int(free_memory_bytes(options.device, environment) * MEMORY_MARGIN)
     print(plan_table(planned, rate=measure_matmul_rate() * 0.2, memory_bytes=memory_bytes))

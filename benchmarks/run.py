@@ -16,7 +16,7 @@ from benchmarks.suite_trials import Selection, SuiteTrial, expand
 from benchmarks.suites import Suite
 from benchmarks.training_state import state_path
 from benchmarks.tuning import tune_ahead
-from harness import CutShort
+from harness import CutShort, Trial
 from harness.environment import fingerprint
 from harness.memory import host_available_bytes
 from harness.records import RecordWriter, read_records, write_environment
@@ -65,8 +65,7 @@ def prepared_suite(
     with RecordWriter(_folder(options)) as writer:
         for warning in writer.warnings:
             print(f"note: {warning}", file=log)
-    for task, note in embedded_sources(trials):
-        print(f"note: {task} is asked on embedded data, a stand-in: {note}", file=log)
+    say_embedded((item.trial for item in trials), log)
     recorded = {} if options.fresh else _recorded(options.out)
     missing = [item.trial for item, trial_id in zip(trials, trial_ids(trials), strict=True) if trial_id not in recorded]
     with ThreadPoolExecutor(1) as pool:
@@ -91,10 +90,12 @@ def _expanded(suite: Suite, selection: Selection, options: RunOptions) -> list[S
     return expand(suite, selection, device=options.device, source_of=sources)
 
 
-def embedded_sources(trials: Sequence[SuiteTrial]) -> list[tuple[str, str]]:
-    """The tasks for which no files were found, each with what it reads instead: nobody should learn that afterwards."""
-    sources = {item.trial.task: item.trial.protocol.get("source", {}) for item in trials if item.trial.task}
-    return sorted((task, source["note"]) for task, source in sources.items() if source.get("kind") == "embedded")
+def say_embedded(trials: Iterable[Trial], log: TextIO) -> None:
+    """Name the tasks for which no files were found, and what they read instead: nobody should learn that afterwards."""
+    sources = {trial.task: trial.protocol.get("source", {}) for trial in trials if trial.task}
+    for task, source in sorted(sources.items()):
+        if source.get("kind") == "embedded":
+            print(f"note: {task} is asked on embedded data, a stand-in: {source['note']}", file=log)
 
 
 def source_identity(task: str, settings: RunSettings) -> dict[str, Any]:

@@ -148,7 +148,8 @@ def commands_control(source: Path, protocol: Protocol, *, say: Callable[[str], N
     assert isinstance(task, WordClips)
     if len(task.words) > len(DIGITS):
         raise TaskError(
-            f"commands: the network has {len(DIGITS)} answers, {len(task.words)} words were found; give fewer"
+            f"commands: the network has {len(DIGITS)} answers, {len(task.words)} words were found; "
+            "give a source of fewer"
         )
     train, validation, test = (clips_of([task], (split,)) for split in SPLITS)
     network = _fit(train, protocol, say)

@@ -14,20 +14,14 @@ from benchmarks.training_learner import loss_of
 from harness import Trial, Unsupported
 from models import build_model
 from tasks import ExampleStream, TaskError, make_task
+from tests.benchmarks.test_training import trial_of
 
 LABELS = {"answers": "labels"}
 
 
-def trial_of(task: str = "species", **changes) -> Trial:
-    protocol = {
-        "steps": 2, "lr": 1e-3, "optimizer": "adamw", "betas": [0.9, 0.95], "weight_decay": 0.1, "warmup_steps": 0,
-        "schedule": "constant", "grad_clip": 1.0, "curve_every": 1, "validation_examples": 20, "score_lengths": [64],
-        "score_tokens": 2**16, "score_regions": 2, "min_examples": 2, "max_examples": 200, "score_budget_s": 60.0,
-    }  # fmt: skip
-    return Trial(
-        kind="training", model="s4d-tiny", task=task, seq_len=64, batch=16, dtype="float32", direction="train",
-        device="cpu", seed=0, protocol=protocol | changes,
-    )  # fmt: skip
+def classifying(task: str = "species", **changes) -> Trial:
+    protocol = {"steps": 2, "curve_every": 1, "validation_examples": 20, "score_lengths": [64], "score_tokens": 2**16}
+    return trial_of(task=task, batch=16, **protocol, max_examples=200, **changes)
 
 
 def metrics_of(trial: Trial) -> dict:
@@ -72,7 +66,7 @@ def test_a_pretrained_head_begins_at_chance_instead_of_below(monkeypatch):
         return model
 
     monkeypatch.setattr(training, "build_model", biased)
-    of_all, of_labels = metrics_of(trial_of()), metrics_of(trial_of(**LABELS))
+    of_all, of_labels = metrics_of(classifying()), metrics_of(classifying(**LABELS))
     assert of_all["accuracy"]["value"] == 0 and of_all["loss_curve"][0][1] > 40
     assert of_labels["accuracy"]["value"] == pytest.approx(0.2, abs=0.1)
     assert of_labels["loss_curve"][0][1] == pytest.approx(math.log(5), abs=0.3)
@@ -85,7 +79,7 @@ def test_a_task_without_labels_cannot_answer_with_them():
         answers_of(make_task("dna"), LABELS)
     assert answers_of(make_task("dna"), {}) is None
     with pytest.raises(Unsupported, match="dna asks for no class"):
-        metrics_of(trial_of("dna", **LABELS))
+        metrics_of(classifying("dna", **LABELS))
 
 
 @pytest.mark.parametrize("name", ["dna-species", "dna-downstream"])

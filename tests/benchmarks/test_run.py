@@ -181,6 +181,7 @@ def test_plan_runs_nothing_and_shows_costs(seqbench, small_suite, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n") == NUM_TRIALS + 2
     assert "MiB" in result.stdout and "in all" in result.stdout
+    assert "embedded" not in result.stderr
     assert not (tmp_path / "results").exists()
 
 
@@ -309,6 +310,8 @@ def test_without_data_the_record_says_that_the_sample_is_embedded(seqbench_here,
         assert record["metrics"]["bits_per_token"]["value"] > 0
     said = [line for line in result.stderr.splitlines() if "is asked on embedded data" in line]
     assert [line.split()[1] for line in said] == ["audio", "dna", "language", "speech"], "and the run says it first"
+    plan = seqbench_here("plan", tmp_path / "data.yaml", "--device", "cpu")
+    assert plan.stderr.count("is asked on embedded data") == 4, "as does the plan"
 
 
 def test_a_users_own_text_is_identified_by_its_sha256(seqbench_here, tmp_path):

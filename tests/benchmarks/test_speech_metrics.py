@@ -208,7 +208,7 @@ def test_more_words_than_the_control_has_answers(tmp_path, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, mu_law_decode(torch.from_numpy(raw.tokens).long()).numpy(), SAMPLE_RATE_HZ)
     assert main(["commands", "--source", str(tmp_path / "words"), "--out", str(tmp_path / "none.json")]) == 2
-    assert "has 10 answers, 11 words were found" in capsys.readouterr().err
+    assert "has 10 answers, 11 words were found; give a source of fewer" in capsys.readouterr().err
 
 
 def test_no_classifier_and_damaged_ones(trained_on_vowels, tmp_path):

@@ -10,30 +10,16 @@ from benchmarks.training_learner import Learner
 from benchmarks.training_loop import train
 from benchmarks.training_state import load_state, save_state
 from harness import Trial
-from models import build_model
 from models.checkpoint import load_checkpoint
-from tasks import make_task
+from tests.benchmarks.test_training import learner_of, trial_of
 
 ACCURACIES = {2: 0.1, 4: 0.5, 6: 0.5, 8: 0.2}
 """Of the points of the curve; the first of the best counts."""
 
 
-def trial_of(task: str = "selective_copying", **changes) -> Trial:
-    protocol = {
-        "steps": 8, "lr": 3e-3, "optimizer": "adamw", "betas": [0.9, 0.95], "weight_decay": 0.1, "warmup_steps": 0,
-        "schedule": "constant", "grad_clip": 1.0, "curve_every": 2, "validation_examples": 4, "score_lengths": [64],
-        "score_tokens": 256, "score_regions": 2, "min_examples": 2, "max_examples": 4, "score_budget_s": 60.0,
-        "select": "validation",
-    }  # fmt: skip
-    return Trial(
-        kind="training", model="s4d-tiny", task=task, seq_len=64, batch=2, dtype="float32", direction="train",
-        device="cpu", seed=0, protocol=protocol | changes,
-    )  # fmt: skip
-
-
-def learner_of(trial: Trial) -> Learner:
-    task = make_task(str(trial.task))
-    return Learner(build_model(trial.model, vocab_size=task.vocab_size, seed=0, device="cpu"), task, trial)
+def selecting(**changes) -> Trial:
+    protocol = {"steps": 8, "curve_every": 2, "validation_examples": 4, "score_lengths": [64], "select": "validation"}
+    return trial_of(**{"batch": 2, **protocol, **changes})
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
@@ -60,7 +46,7 @@ def at_best(monkeypatch) -> dict[str, torch.Tensor]:
 
 
 def test_the_model_ends_with_the_weights_that_did_best(at_best):
-    learner = learner_of(trial_of())
+    learner = learner_of(selecting())
     train([learner])
     last = weights_of(learner)
     learner.take_selected()
@@ -71,7 +57,7 @@ def test_the_model_ends_with_the_weights_that_did_best(at_best):
 
 def test_a_record_names_the_step_and_the_checkpoint_holds_its_weights(at_best, tmp_path):
     context = {"trial_id": "t" * 64, "checkpoints": str(tmp_path)}
-    metrics = run_training(trial_of(), context, lambda part: None)["metrics"]
+    metrics = run_training(selecting(), context, lambda part: None)["metrics"]
     assert metrics["selected_step"] == 4 and metrics["steps_done"] == 8
     (folder,) = tmp_path.iterdir()
     model, about = load_checkpoint(folder)
@@ -81,16 +67,16 @@ def test_a_record_names_the_step_and_the_checkpoint_holds_its_weights(at_best, t
 
 def test_without_the_choice_the_last_step_counts(at_best, tmp_path):
     context = {"trial_id": "t" * 64, "checkpoints": str(tmp_path)}
-    metrics = run_training(trial_of(select="last"), context, lambda part: None)["metrics"]
+    metrics = run_training(selecting(select="last"), context, lambda part: None)["metrics"]
     model, about = load_checkpoint(next(tmp_path.iterdir()))
     assert "selected_step" not in metrics and "selected_step" not in about
-    last = learner_of(trial_of(select="last"))
+    last = learner_of(selecting(select="last"))
     train([last])
     assert_equal(dict(model.named_parameters()), weights_of(last))
 
 
 def test_a_cut_training_keeps_what_did_best(at_best, tmp_path):
-    cut = learner_of(trial_of())
+    cut = learner_of(selecting())
     while cut.done < 6:
         cut.prepare()
         cut.step()
@@ -98,7 +84,7 @@ def test_a_cut_training_keeps_what_did_best(at_best, tmp_path):
         if cut.is_finite() and cut.done % 2 == 0:
             cut.add_to_curves()
     save_state(cut, tmp_path / "state.pt", trial_id="t")
-    resumed = learner_of(trial_of())
+    resumed = learner_of(selecting())
     assert load_state(resumed, tmp_path / "state.pt", trial_id="t") == ""
     train([resumed])
     resumed.take_selected()
@@ -106,7 +92,7 @@ def test_a_cut_training_keeps_what_did_best(at_best, tmp_path):
 
 
 def test_where_a_task_has_no_accuracy_the_loss_decides():
-    learner = learner_of(trial_of("language"))
+    learner = learner_of(selecting(task="language"))
     train([learner])
     curve = dict(learner.log.validation_loss_curve)
     assert learner.selected is not None

@@ -106,6 +106,12 @@ CASES: list[tuple[str, list[builder.Record], str]] = [
         [_probe("s4d-tiny", "selective_copying", {256: 0.4}), _probe("mamba-tiny", "selective_copying", {256: 0.41})],
         "not shown",
     ),
+    # Far ahead of S4D and not solved: the sentence says that Mamba solves it.
+    (
+        "lti-fails-selective-copying",
+        [_probe("s4d-tiny", "selective_copying", {256: 0.4}), _probe("mamba-tiny", "selective_copying", {256: 0.77})],
+        "not shown",
+    ),
     ("lti-fails-selective-copying", [_probe("s4d-tiny", "selective_copying", {256: 0.4})], "not measured"),
     ("transformer-time-quadratic-operator-forward", _times("transformer-tiny", 2.0), "shown"),
     ("transformer-time-quadratic-operator-forward", _times("transformer-tiny", 1.4), "not shown"),
