@@ -64,6 +64,8 @@ GROUPED = ("level", "source", "tokens", "width", "d_state", "head_dim", "loop", 
 # How a trial is run, which changes no result.
 AS_RUN = ("seeds_together",)
 START = "init_from"
+# What usually follows from the number of steps: named only where nothing else tells two protocols apart.
+FOLLOWING = ("warmup_steps", "curve_every", "validation_examples")
 INTERVALS = ("accuracy", "bits_per_token")
 CURVES = ("loss_curve", "validation_curve", "validation_loss_curve")
 SCORE_COLUMNS = [
@@ -419,14 +421,24 @@ def _variants(frame: pd.DataFrame) -> pd.Series:
     for _, rows in frame.groupby(["kind", "task"], dropna=False):
         flat = pd.DataFrame([_flat(protocol) for protocol in rows["protocol"]], index=rows.index).astype(object)
         joined = rows[point].join(flat.add_prefix("protocol "))
-        for key in sorted(map(str, flat.columns)):
+        varied = []
+        for key in sorted(map(str, flat.columns), key=lambda key: (key in FOLLOWING, key)):
             # Models that go on from a checkpoint have rates of their own: that they do says it all.
             alike = [*point, f"protocol {START}"] if START in flat and key != START else point
             counts = joined.groupby(alike, dropna=False)[f"protocol {key}"].nunique(dropna=False)
-            if (counts > 1).any():
-                text = flat[key].map(lambda value, key=key: f"{key} {value}" if isinstance(value, str) else "")
-                variants.loc[rows.index] = (variants.loc[rows.index] + ", " + text).str.strip(", ")
+            if not (counts > 1).any() or (key in FOLLOWING and not _tells_apart(flat, varied, key)):
+                continue
+            varied.append(key)
+            text = flat[key].map(lambda value, key=key: f"{key} {value}" if isinstance(value, str) else "")
+            variants.loc[rows.index] = (variants.loc[rows.index] + ", " + text).str.strip(", ")
     return variants
+
+
+def _tells_apart(flat: pd.DataFrame, known: Sequence[str], key: str) -> bool:
+    """Whether protocols that have all the known keys alike differ in this one."""
+    if not known:
+        return True
+    return bool((flat.groupby(list(known), dropna=False)[key].nunique(dropna=False) > 1).any())
 
 
 def _flat(protocol: Mapping[str, Any]) -> dict[str, str]:

@@ -157,5 +157,6 @@ def _panel_title(about: Mapping[str, Any], groups: list[tuple[dict[str, Any], pd
     title = f"{task_title(str(about['task']))} at {style.length(about['train_len'])}"
     alike = [other for other, _ in groups if (other["task"], other["train_len"]) == (about["task"], about["train_len"])]
     varied = [key for key in TRAINING_GROUP if len({str(other[key]) for other in alike}) > 1]
+    differences = [str(about[key]) for key in varied if about[key] != ""]
     # A panel holds so many characters, and a protocol that differs in much is longer.
-    return "\n".join(textwrap.wrap(", ".join([title, *(str(about[key]) for key in varied)]), 48, max_lines=2))
+    return "\n".join(textwrap.wrap(", ".join([title, *differences]), 48, max_lines=2))
