@@ -421,7 +421,7 @@ def _variants(frame: pd.DataFrame) -> pd.Series:
     for _, rows in frame.groupby(["kind", "task"], dropna=False):
         flat = pd.DataFrame([_flat(protocol) for protocol in rows["protocol"]], index=rows.index).astype(object)
         joined = rows[point].join(flat.add_prefix("protocol "))
-        varied = []
+        varied: list[str] = []
         for key in sorted(map(str, flat.columns), key=lambda key: (key in FOLLOWING, key)):
             # Models that go on from a checkpoint have rates of their own: that they do says it all.
             alike = [*point, f"protocol {START}"] if START in flat and key != START else point

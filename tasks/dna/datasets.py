@@ -2,14 +2,19 @@
 
 import difflib
 from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from tasks.base import TaskError
-from tasks.dna.classification import Classification
+from tasks.dna.classification import Classification, item_of
 from tasks.dna.fasta import ALPHABET, UNKNOWN
+from tasks.dna.relatives import STRETCH, overlapping
 from tasks.prepared import Corpus
 from tasks.sources import ResolvedSource
+from tasks.splits import Splits
 
 
 class DnaDataSets(Classification):
@@ -80,6 +85,19 @@ class DnaDataSets(Classification):
         raise TaskError(
             f"{self.name}: unknown dataset={self.dataset!r}{_near(self.dataset, names)}; the source holds {shown}"
         )
+
+    def deal(self) -> tuple[Splits, tuple[str, ...]]:
+        splits, notes = super().deal()
+        return splits, (*notes, *self._overlaps(splits))
+
+    def _overlaps(self, splits: Splits) -> Iterator[str]:
+        """How many test items of each class share a stretch with train, whose windows may overlap with theirs."""
+        train, test = ([self.corpus.tokens_of(item) for item in splits[split]] for split in ("train", "test"))
+        labels = [item_of(item).label for item in splits["test"]]
+        all_of, overlap_of = Counter(labels), Counter(compress(labels, overlapping(test, train)))
+        if overlap_of:
+            counts = " and ".join(f"{overlap_of[label]} of {all_of[label]} of class {label}" for label in self.classes)
+            yield f"{counts} of test share {STRETCH} bases in a row with train"
 
     def identity_of(self, resolved: ResolvedSource) -> dict[str, Any]:
         """The embedded sample is the same whatever it stands in for."""

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_duplicates_across_splits_are_counted(tmp_path: Path) -> None:
     shared = rows("train", 3).removeprefix(HEADER)
     task = gue(write(tmp_path / "x/y", train=rows("train"), dev=rows("dev"), test=rows("test") + shared.lower()))
     assert "3 of 33 test items also stand in train" in task.provenance.note
+
+
+def test_windows_that_overlap_with_train_are_counted_by_class(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    train = ["".join(rng.choices("ACGT", k=60)) for _ in range(20)]
+    other_strand = str.maketrans("ACGT", "TGCA")
+    sharing = [train[3][30:] + "A" * 9, "C" * 9 + train[5][:30].translate(other_strand)[::-1], "GT" + train[8][11:41]]
+    not_sharing = [train[9][:29] + "N" + train[9][30:40], "".join(rng.choices("ACGT", k=60)), "ACG"]
+    test = HEADER + "".join(f"{sequence},1\n" for sequence in sharing) + "".join(f"{s},0\n" for s in not_sharing)
+    first = HEADER + "".join(f"{sequence},{number % 2}\n" for number, sequence in enumerate(train))
+    task = gue(write(tmp_path / "x/y", train=first, dev=rows("dev"), test=test))
+    assert "0 of 3 of class 0 and 3 of 3 of class 1 of test share 30 bases in a row with train" in task.provenance.note
 
 
 def test_a_longer_sequence_is_an_error_with_both_lengths(tmp_path: Path) -> None:
