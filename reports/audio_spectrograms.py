@@ -47,7 +47,8 @@ def spectrogram_figure(group: ClipGroup) -> Drawing | None:
                 place.set_axis_off()
                 continue
             _draw(place, *levels[id(clips[column])], top)
-            place.set_title(who if not column else f"clip {clips[column].number}", loc="left", fontsize=9, color=INK)
+            name = f"clip {clips[column].number}"
+            place.set_title(name if column else f"{who}, {name}", loc="left", fontsize=9, color=INK)
             place.tick_params(labelbottom=row == len(rows) - 1, labelleft=not column)
             if not column:
                 place.set_ylabel("kHz", fontsize=9, color=INK)

@@ -270,7 +270,7 @@ def validation_losses_frame(training: pd.DataFrame) -> pd.DataFrame:
 
 
 def _logged_frame(training: pd.DataFrame, curve: str, name: str) -> pd.DataFrame:
-    keys = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded"]
+    keys = ["trial_id", "model", "seed", *TRAINING_GROUP, "embedded", "chance"]
     rows = [
         {key: trial[key] for key in keys} | {"step": number(step), name: number(value)}
         for trial in training.to_dict("records")

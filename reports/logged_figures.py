@@ -50,7 +50,10 @@ def validation_losses_figure(
 
 def validation_figure(validation: pd.DataFrame, styles: Styles | None = None) -> Drawing | None:
     """Accuracy on the validation split against step, as :func:`losses_figure`; None where none was logged."""
-    caption = f"Accuracy on the validation split at the training length as training goes on, one line a seed. {MARKED}"
+    caption = (
+        "Accuracy on the validation split at the training length as training goes on, one line a seed; dotted: chance. "
+        f"{MARKED}"
+    )
     title = "Accuracy on the validation split as training goes on"
     return _logged_figure(validation, "accuracy", "validation", title, caption, styles)
 
@@ -90,6 +93,8 @@ def _logged_figure(
         if column == "accuracy":
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            for chance in rows["chance"].dropna().unique():
+                axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=":")
         elif (low := float(rows[column].min())) < rows[column].max() / 2:
             axes.set_ylim(bottom=min(0.0, low))  # else the curves would lie flat at the top
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -65,9 +65,10 @@ def accuracy_figure(scores: pd.DataFrame, styles: Styles | None = None) -> Drawi
 def bits_figure(scores: pd.DataFrame, styles: Styles | None = None, labels: Labels | None = None) -> Drawing:
     """Bits per token against scored length: lower is better."""
     rows = _length_rows(scores, "bits_per_token")
-    caption = f"Bits per token against the length of the context it is scored on; lower is better. {BAND}"
-    what = "bits per token against length"
-    return _draw_lengths(rows, scores, styles, "bits", what, "Bits per token", caption, labels)
+    unit = UNITS.get(str(scores["task"].iloc[0]), "token")
+    caption = f"Bits per {unit} against the length of the context it is scored on; lower is better. {BAND}"
+    what = f"bits per {unit} against length"
+    return _draw_lengths(rows, scores, styles, "bits", what, f"Bits per {unit}", caption, labels)
 
 
 def positions_figure(
@@ -100,13 +101,14 @@ def positions_figure(
     data = rows.frame()
     title = f"{task_title(str(about['task']))}: bits by position in a context of {style.length(longest)}"
     sheet, (axes,) = new_figure(title, _subtitle(about), stamp_of(positions))
-    length_axis(axes, data["position"].tolist(), "Position in the context (tokens; 1K = 1,024)")
-    axes.set_ylabel("Bits per token", fontsize=10, color=INK)
+    unit = UNITS.get(str(about["task"]), "token")
+    length_axis(axes, data["position"].tolist(), f"Position in the context ({unit}s; 1K = 1,024)")
+    axes.set_ylabel(f"Bits per {unit}", fontsize=10, color=INK)
     draw_curves(axes, data, styles, "position")
     add_legend(sheet, data, styles, labels or {})
     absent = sorted(set(positions["model"]) - set(data["model"]))
     caption = (
-        f"Bits per token by position, at the longest scored length ({style.length(longest)}); a point stands at "
+        f"Bits per {unit} by position, at the longest scored length ({style.length(longest)}); a point stands at "
         f"the geometric middle of its bin; lower is better. {BAND} Where a bin holds fewer than {FEWEST_UNITS} "
         "windows there is none."
     )
