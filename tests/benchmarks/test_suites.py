@@ -141,8 +141,8 @@ def test_time_limits_by_family_and_operator():
 @pytest.mark.parametrize(
     ("device", "digest"),
     [
-        ("cpu", "7d217c10c75631c00fa87ab4c8c288fe0fab5b6a7b64f0d3a05da37b3cf70fdd"),
-        ("cuda", "ce795c31c9cd35f72cb566351ee71a30b68268934b35458bdbc26c85d7374b1a"),
+        ("cpu", "db168194ab23f1723bb68f4ccd0fccbc46e85b4f436c18c3c6693c600d48619f"),
+        ("cuda", "d557c4fbe2976b2ea44443064b9766bb66383c73056fe6a867e13822cc2c8115"),
     ],
 )
 def test_quick_means_the_trials_that_its_committed_records_are_of(device, digest):
