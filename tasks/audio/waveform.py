@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tasks.archive import Member
 from tasks.audio.chunks import find_samples
+from tasks.audio.mpeg import check_frames
 from tasks.audio.torchaudio_import import import_torchaudio
 from tasks.base import TaskError
 from tasks.prepared import TokenArray
@@ -31,7 +32,7 @@ _MAX_RATIO_TERM = 640
 grows with it. All usual rates are exact (44.1 kHz is 441/160); others err by under 2e-6."""
 
 _SHORTEST_SHARE = 0.99
-"""An mp3's header only estimates its length; fewer samples than this share of it mean a truncated file."""
+"""An mp3's header only estimates its length; fewer samples than this share mean one that was cut between frames."""
 
 
 def mu_law_encode(waveform_L: Tensor) -> TokenArray:
@@ -122,8 +123,8 @@ def _check_rate(member: Member, rate_hz: int) -> None:
 def _checked(member: Member) -> bytes:
     """The file as libsndfile shall read it.
 
-    libsndfile reads a truncated wav, W64 or AIFF without a word, finds no samples in a truncated ogg, and none in a
-    wav whose size was never written, as a recorder that streams leaves it: that one is read until its end.
+    libsndfile reads a truncated wav, W64, AIFF or mp3 without a word, finds no samples in a truncated ogg, and none in
+    a wav whose size was never written, as a recorder that streams leaves it: that one is read until its end.
     """
     data = member.data
     if not data:
@@ -135,6 +136,8 @@ def _checked(member: Member) -> bytes:
         return samples.with_size(data)
     if data[:4] == b"OggS":
         _check_pages(member)
+    elif data[:3] == b"ID3" or data[:1] == b"\xff" or member.name.lower().endswith(".mp3"):
+        check_frames(member)
     return data
 
 

@@ -13,6 +13,7 @@ import torch
 
 from tasks import SPLITS, CorpusTask, ExampleStream, TaskError, make_task
 from tasks.archive import Member
+from tasks.audio.mpeg import check_frames
 from tasks.audio.torchaudio_import import import_torchaudio
 from tasks.audio.waveform import mu_law_encode, read_waveform, resample
 
@@ -343,6 +344,37 @@ def test_a_damaged_file_among_good_ones_is_named_with_its_folder(
     (tmp_path / "album" / name).write_bytes(data)
     with pytest.raises(TaskError, match=rf"album/{name}: .*{reason}"):
         music(tmp_path)
+
+
+def mp3(rate_hz: int = 16_000, channels: int = 1) -> bytes:
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (2 * rate_hz, channels))
+    return encode(noise, rate_hz, container="MP3")
+
+
+ID3 = b"ID3\x04\0\0\0\0\0\x05title"
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_mp3_whose_frames_do_not_follow_one_another_is_damaged(rate_hz: int, channels: int) -> None:
+    data = mp3(rate_hz, channels)
+    inside = data.find(data[:2], len(data) // 2) + 20
+    for whole in (data, ID3 + data, data + data, data + ID3 + data, data + b"TAG" + bytes(125), data + bytes(500)):
+        check_frames(member_of(whole))
+    first, second = data[:inside], data[inside:]
+    for damaged in (first + b"junk" * 10 + second, first + second[40:], ID3 + first + data):
+        with pytest.raises(TaskError, match=r"/data/x\.wav: damaged: no mp3 frame at byte \d+, the next is at \d+"):
+            check_frames(member_of(damaged))
+    with pytest.raises(TaskError, match=r"truncated: the mp3 frame at byte \d+ has \d+ of its \d+ bytes"):
+        check_frames(member_of(data[:-30]))
+
+
+def test_a_changed_header_of_an_mp3_frame_is_found() -> None:
+    data = bytearray(mp3())
+    places = [place for place in range(len(data) // 2, len(data) - 1) if data[place : place + 2] == data[:2]]
+    data[places[0]] = 0
+    with pytest.raises(TaskError, match=f"damaged: no mp3 frame at byte {places[0]}, the next is at {places[1]}"):
+        read_waveform(member_of(bytes(data)))
 
 
 def ogg(length_s: float = 4.0) -> bytes:
