@@ -129,6 +129,18 @@ def test_a_protocol_that_was_varied_splits_and_one_that_differs_by_model_does_no
     assert set(variants) == {"heads 2", "heads 4"}
 
 
+def test_what_follows_from_the_steps_is_named_only_where_nothing_else_tells_protocols_apart() -> None:
+    def variants(*protocols: dict[str, int]) -> set[str]:
+        records = [builder.speed("a", 1024, latency=[1.0], protocol=protocol) for protocol in protocols]
+        return set(frames.trials_frame(records)["variant"])
+
+    assert variants({"steps": 10, "warmup_steps": 1}, {"steps": 20, "warmup_steps": 2}) == {"steps 10", "steps 20"}
+    alone = {"steps 10, warmup_steps 1", "steps 10, warmup_steps 2", "steps 20, warmup_steps 2"}
+    short = {"steps": 10, "warmup_steps": 2}
+    assert variants({"steps": 10, "warmup_steps": 1}, short, {"steps": 20, "warmup_steps": 2}) == alone
+    assert variants({"warmup_steps": 1}, {"warmup_steps": 2}) == {"warmup_steps 1", "warmup_steps 2"}
+
+
 def test_stand_in_data_never_share_a_group_with_what_they_stand_in_for() -> None:
     records = [
         builder.training(model, "dna", source={"name": "hg38", "kind": kind}, bits_per_token=builder.bits(1.9))
