@@ -24,7 +24,7 @@ from reports.comparisons import (
     reference_for,
     slope_points,
 )
-from reports.contrasts import LINEAR, Contrast, Finding, Verdict
+from reports.contrasts import LINEAR, NOT_LINEAR, Contrast, Finding, Verdict, meets_slope
 from reports.frames import BATCH_GROUP, SPEED_GROUP, batch_sweeps
 from reports.generation import GENERATION_GROUP, comparisons, speedup, subject
 from reports.published import training_memory
@@ -185,13 +185,14 @@ def _linear(groups: Sequence[pd.DataFrame], level: str, direction: str) -> Contr
             ends = sorted(set(tried["status"]) - {"ok"})
             text = f"{measured_on(rows.iloc[0])}: {model} slope {slope} over {where}"
             text += f", {' and '.join(ends)} at {style.length(MILLION)}" if ends and slope.stop < MILLION else ""
-            linear = slope.low <= LINEAR[1] and slope.high >= LINEAR[0] and not slope.low <= 2 <= slope.high
+            tells = not any(meets_slope(slope, (other, other)) for other in NOT_LINEAR)
+            linear = meets_slope(slope, LINEAR) and tells
             findings.append((linear and slope.stop >= MILLION, text))
     return _claim(
         f"mamba-linear-to-1m-{level}-{direction}",
         f"Mamba's time grows linearly up to a million tokens ({level}, {direction}).",
         f"a trial at 1M ended well, and the slope of median time (log-log, the longest four measured lengths, 95 % t "
-        f"interval) meets {LINEAR[0]}..{LINEAR[1]} and excludes 2",
+        f"interval) meets {LINEAR[0]}..{LINEAR[1]} and excludes {' and '.join(map(str, NOT_LINEAR))}",
         findings,
         f"{'a mamba model' if level == 'model' else SCAN} timed ({level}, {direction}) up to 1M",
     )
