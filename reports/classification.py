@@ -43,11 +43,11 @@ def classification_blocks(training: pd.DataFrame) -> list[Block]:
 
 
 def classification_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """A line a data set, model and start."""
+    """A line a data set, model, start, rate and kind of answers."""
     places = pd.Series([_place(trial) for trial in trials.to_dict("records")], index=trials.index)
     lines = []
     for place in sorted(set(places)):
-        mine, (dataset, model, start, seq_len) = trials[places == place], place
+        mine, (dataset, model, start, rate, answers, seq_len) = trials[places == place], place
         found = [scored for scored in map(_scored, mine.to_dict("records")) if scored]
         cells = {name: _over_seeds([scored[name] for scored in found]) for name in FIGURES}
         chance = mine["chance"].dropna()
@@ -57,6 +57,8 @@ def classification_table(trials: pd.DataFrame) -> pd.DataFrame:
                 "Data set": dataset,
                 "Model": model,
                 "Start": start,
+                "Rate": style.figure(rate),
+                "Answers among": answers,
                 "Length": style.length(seq_len),
                 "MCC": cells["mcc"] if found else _why_not(mine),
                 "Balanced accuracy": cells["balanced_accuracy"],
@@ -80,10 +82,12 @@ def _choices(trial: Mapping[Any, Any]) -> str:
     return ", ".join([*parts, f"data: {trial['source']}"])
 
 
-def _place(trial: Mapping[Any, Any]) -> tuple[str, str, str, float]:
-    options = trial["protocol"].get("task_options") or {}
-    start = "pretrained" if trial["protocol"].get(START) else "scratch"
-    return str(options.get("dataset", style.NONE)), str(trial["model"]), start, float(trial["train_len"])
+def _place(trial: Mapping[Any, Any]) -> tuple[str, str, str, float, str, float]:
+    protocol = trial["protocol"]
+    dataset = str((protocol.get("task_options") or {}).get("dataset", style.NONE))
+    start = "pretrained" if protocol.get(START) else "scratch"
+    answers = "labels" if protocol.get("answers") == "labels" else "all tokens"
+    return dataset, str(trial["model"]), start, number(protocol.get("lr")), answers, float(trial["train_len"])
 
 
 def _scored(trial: Mapping[Any, Any]) -> dict[str, dict[str, float]]:

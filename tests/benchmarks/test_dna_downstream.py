@@ -1,5 +1,6 @@
 """The suite of downstream DNA, and what a training on items to classify leaves in its record."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ def test_every_point_is_trained_from_scratch_and_from_one_checkpoint_with_five_s
             assert (
                 wanted in trial.protocol["init_from"]["missing"] and "seed 0" in trial.protocol["init_from"]["missing"]
             )
+    # What starts from a checkpoint has a control from scratch that is the same otherwise.
+    started = [replace(t, protocol={**t.protocol, "init_from": None}) for t in trials if "init_from" in t.protocol]
+    others = [replace(t, protocol={**t.protocol, "init_from": None}) for t in trials if "init_from" not in t.protocol]
+    assert all(trial in others for trial in started)
     short = {t.seq_len for t in trials if t.protocol.get("seeds_together", 1) == 5}
     assert short == {128, 512}  # the genomes fill a GPU each
 

@@ -60,6 +60,18 @@ def test_data_sets_models_and_starts_have_lines_of_their_own_and_failures_say_so
     assert mine["MCC"].tolist() == ["0.300 ± 0.141"]
 
 
+def test_controls_at_another_rate_and_among_the_labels_have_lines_of_their_own():
+    def control(rate, **more):
+        record = trial(0, 0.3)
+        record["trial"]["protocol"] |= {"lr": rate, **more}
+        return record
+
+    table = classification_table(training_of(control(2e-3), control(4e-4), control(4e-4, answers="labels")))
+    assert table[["Rate", "Answers among"]].apply(tuple, axis=1).tolist() == [
+        ("0.0004", "all tokens"), ("0.0004", "labels"), ("0.002", "all tokens"),
+    ]  # fmt: skip
+
+
 def test_a_panel_is_named_by_the_option_that_differs_and_not_by_how_trials_were_run_together():
     records = [trial(0, 0.4), trial(0, 0.5, dataset="mouse/0")]
     records[1]["trial"]["protocol"]["seeds_together"] = 5
