@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,13 +27,24 @@ WORDS = (
 )
 
 
+class Place(NamedTuple):
+    """What a line of the table is of, but for the seed."""
+
+    dataset: str
+    model: str
+    start: str
+    rate: float
+    answers: str
+    seq_len: float
+
+
 def classification_blocks(training: pd.DataFrame) -> list[Block]:
     """A table for every protocol of the tasks that classify whole sequences; none where none was run."""
     trials = training[training["task"].isin(TITLES)]
     if trials.empty:
         return []
     blocks: list[Block] = []
-    for (task, choices), mine in trials.groupby([trials["task"], trials.apply(_choices, axis=1)], sort=True):
+    for (task, choices), mine in trials.groupby([trials["task"], trials.apply(choices_of, axis=1)], sort=True):
         blocks += [
             Heading(text=f"{TITLES[str(task)]}: Matthews correlation", level=3),
             Paragraph(text=f"{choices}. {WORDS}"),
@@ -44,23 +55,23 @@ def classification_blocks(training: pd.DataFrame) -> list[Block]:
 
 def classification_table(trials: pd.DataFrame) -> pd.DataFrame:
     """A line a data set, model, start, rate and kind of answers."""
-    places = pd.Series([_place(trial) for trial in trials.to_dict("records")], index=trials.index)
+    places = pd.Series([place_of(trial) for trial in trials.to_dict("records")], index=trials.index)
     lines = []
     for place in sorted(set(places)):
-        mine, (dataset, model, start, rate, answers, seq_len) = trials[places == place], place
-        found = [scored for scored in map(_scored, mine.to_dict("records")) if scored]
+        mine = trials[places == place]
+        found = [scored for scored in map(scored_at_training_length, mine.to_dict("records")) if scored]
         cells = {name: _over_seeds([scored[name] for scored in found]) for name in FIGURES}
         chance = mine["chance"].dropna()
         items = sorted({f"{scored['mcc']['mcc_n']:.0f}" for scored in found})
         lines.append(
             {
-                "Data set": dataset,
-                "Model": model,
-                "Start": start,
-                "Rate": style.figure(rate),
-                "Answers among": answers,
-                "Length": style.length(seq_len),
-                "MCC": cells["mcc"] if found else _why_not(mine),
+                "Data set": place.dataset,
+                "Model": place.model,
+                "Start": place.start,
+                "Rate": style.figure(place.rate),
+                "Answers among": place.answers,
+                "Length": style.length(place.seq_len),
+                "MCC": cells["mcc"] if found else why_not(mine),
                 "Balanced accuracy": cells["balanced_accuracy"],
                 "Accuracy": cells["accuracy"],
                 "Majority": style.percent(float(chance.iloc[0])) if len(chance) else style.NONE,
@@ -71,7 +82,7 @@ def classification_table(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _choices(trial: Mapping[Any, Any]) -> str:
+def choices_of(trial: Mapping[Any, Any]) -> str:
     """What all lines of a table share, in words; rates and lengths are the lines' own."""
     protocol = trial["protocol"]
     parts = [
@@ -82,15 +93,15 @@ def _choices(trial: Mapping[Any, Any]) -> str:
     return ", ".join([*parts, f"data: {trial['source']}"])
 
 
-def _place(trial: Mapping[Any, Any]) -> tuple[str, str, str, float, str, float]:
+def place_of(trial: Mapping[Any, Any]) -> Place:
     protocol = trial["protocol"]
     dataset = str((protocol.get("task_options") or {}).get("dataset", style.NONE))
     start = "pretrained" if protocol.get(START) else "scratch"
     answers = "labels" if protocol.get("answers") == "labels" else "all tokens"
-    return dataset, str(trial["model"]), start, number(protocol.get("lr")), answers, float(trial["train_len"])
+    return Place(dataset, str(trial["model"]), start, number(protocol.get("lr")), answers, float(trial["train_len"]))
 
 
-def _scored(trial: Mapping[Any, Any]) -> dict[str, dict[str, float]]:
+def scored_at_training_length(trial: Mapping[Any, Any]) -> dict[str, dict[str, float]]:
     """The figures at the training length; empty where there is no correlation."""
     for score in trial["scores"]:
         if score.get("seq_len") == trial["train_len"] and score.get("status") == "ok":
@@ -110,6 +121,7 @@ def _over_seeds(found: Sequence[Mapping[str, float]]) -> str:
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
-def _why_not(trials: pd.DataFrame) -> str:
+def why_not(trials: pd.DataFrame) -> str:
+    """The statuses of trials of which none has a score."""
     statuses = sorted(set(trials["status"]))
     return ", ".join("no score" if status == "ok" else str(status) for status in statuses)

@@ -13,6 +13,7 @@ from reports import generation, style
 from reports.audio_figures import audio_jobs
 from reports.audio_reference import row_labels
 from reports.audio_rows import TASK as AUDIO
+from reports.classification_figures import classification_jobs, classifies
 from reports.comparisons import device_alone
 from reports.context_figures import context_jobs, is_swept
 from reports.drawing import Drawing, Styles
@@ -139,7 +140,8 @@ def _quality(training: pd.DataFrame, scores: pd.DataFrame, styles: Styles) -> It
     positions = positions_frame(scores)
     groups = sorted(scores.groupby(TRAINING_GROUP, dropna=False), key=lambda group: not is_probe(group[1]))
     for key, rows in groups:
-        if rows["scored_len"].nunique() > 1 or not is_swept(rows, scores):
+        several = rows["scored_len"].nunique() > 1
+        if several or not (is_swept(rows, scores) or classifies(rows)):
             if is_probe(rows):
                 yield partial(accuracy_figure, rows, styles)
             else:
@@ -154,6 +156,7 @@ def _quality(training: pd.DataFrame, scores: pd.DataFrame, styles: Styles) -> It
     others = training[training["task"] != LANGUAGE]
     yield partial(validation_losses_figure, validation_losses_frame(others), styles, labels)
     yield partial(validation_figure, validation_frame(training), styles)
+    yield from classification_jobs(training)
     yield from probe_jobs(training)
     yield from language_jobs(training)
     yield from audio_jobs(training, scores)

@@ -79,10 +79,7 @@ def _logged_figure(
     groups.sort(key=lambda group: group[0]["task"] not in PROBES)
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
-    stamp = stamp_of(logged)
-    if stamp and not logged["embedded"].all():
-        stamp = f"CONTAINS {stamp}"
-    sheet, panels = new_figure(title, str(groups[0][0]["section"]), stamp, lines, columns)
+    sheet, panels = new_figure(title, str(groups[0][0]["section"]), stamp_of(logged), lines, columns)
     drawn, fills = [], seed_fills(logged["seed"])
     for axes, (about, rows) in zip(panels, groups, strict=False):
         _draw_logged(axes, rows, column, styles, fills)

@@ -227,7 +227,10 @@ def is_embedded(frame: pd.DataFrame) -> bool:
 
 
 def stamp_of(frame: pd.DataFrame) -> str:
-    return style.STAMP if is_embedded(frame) else ""
+    """What a figure of these trials is stamped with, if any are on embedded data."""
+    if not is_embedded(frame):
+        return ""
+    return style.STAMP if frame["embedded"].all() else f"CONTAINS {style.STAMP}"
 
 
 def stamped(caption: str, frame: pd.DataFrame) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import record_builder as builder
 
-from reports import frames
+from reports import figures, frames
 from reports.classification import classification_blocks, classification_table
+from reports.classification_figures import classification_jobs
 from reports.document import Table
 
 SOURCE = {"name": "gue v1", "kind": "files", "sha256": "ab"}
@@ -88,3 +89,53 @@ def test_blocks_are_one_a_task_and_none_without_such_trials():
 def test_a_trial_without_a_correlation_is_no_zero(mcc):
     (line,) = classification_table(training_of(trial(0, mcc))).to_dict("records")
     assert line["MCC"] == "no score" and line["Seeds"] == "0 of 1"
+
+
+def drawn(*records):
+    (job,) = classification_jobs(training_of(*records))
+    return job()
+
+
+def test_the_figure_has_a_panel_a_data_set_and_the_same_lines_in_each():
+    drawing = drawn(
+        trial(0, 0.4), trial(1, 0.6), trial(0, 0.5, pretrained=True), trial(0, 0.3, dataset="mouse/0"),
+        trial(0, 0.2, model="s4d-dna1m"),
+    )  # fmt: skip
+    panels = drawing.figure.axes
+    assert [axis.get_title(loc="left").splitlines()[0] for axis in panels] == ["mouse/0", "tf/0"]
+    first, second = ([label.get_text() for label in axis.get_yticklabels()] for axis in panels)
+    assert [label.partition("\n")[0] for label in first] == [
+        "mamba-dna1m, scratch", "mamba-dna1m, pretrained", "s4d-dna1m, scratch",
+    ]  # fmt: skip
+    assert set(second) == {""} and panels[0].get_ylim() == panels[1].get_ylim()
+    means = drawing.data[drawing.data["mark"] == "mean"]
+    assert sorted(means["value"]) == pytest.approx([0.2, 0.3, 0.5, 0.5])
+    of_two = means[means["n"] == 2]
+    assert of_two["value"].tolist() == pytest.approx([0.5]) and of_two["low"].isna().all()
+    assert drawing.data.loc[drawing.data["mark"] == "seed", "value"].tolist() == pytest.approx([0.4, 0.6])
+    alone = means[means["n"] == 1]
+    assert (alone["high"] - alone["low"]).tolist() == pytest.approx([0.2] * 3)
+
+
+def test_a_protocol_of_other_steps_has_a_panel_of_its_own():
+    shorter = trial(0, 0.3)
+    shorter["trial"]["protocol"]["steps"] = 600
+    titles = [axis.get_title(loc="left") for axis in drawn(trial(0, 0.4), shorter).figure.axes]
+    assert titles == ["tf/0\nGUE, 128 bases, 2,000 steps", "tf/0\nGUE, 128 bases, 600 steps"]
+
+
+def test_what_has_no_score_is_named_in_its_place_and_nothing_is_drawn_of_failures_alone():
+    failed = trial(0, pretrained=True, status="unsupported")
+    (row,) = drawn(trial(0, 0.4), failed).data.query("mark == 'failed'").to_dict("records")
+    assert (row["status"], row["model"]) == ("unsupported", "mamba-dna1m")
+    assert list(classification_jobs(training_of(failed))) == []
+    assert list(classification_jobs(training_of(builder.training("mamba-tiny", "dna")))) == []
+
+
+def test_one_length_needs_no_figure_against_length():
+    trials = frames.trials_frame([trial(0, 0.4), trial(1, 0.6)], {"env-a": builder.ENVIRONMENT})
+    training = frames.training_frame(trials)
+    names = [
+        one.name for one in figures.all_figures(frames.speed_frame(trials), training, frames.scores_frame(training))
+    ]
+    assert "classification" in names and not any(name.startswith("accuracy") for name in names)
