@@ -429,9 +429,21 @@ def _variants(frame: pd.DataFrame) -> pd.Series:
             if not (counts > 1).any() or (key in FOLLOWING and not _tells_apart(flat, varied, key)):
                 continue
             varied.append(key)
+        for key in list(varied):
+            if _parts_models(flat.assign(model=rows["model"]), [other for other in varied if other != key], key):
+                varied.remove(key)
+        for key in varied:
             text = flat[key].map(lambda value, key=key: f"{key} {value}" if isinstance(value, str) else "")
             variants.loc[rows.index] = (variants.loc[rows.index] + ", " + text).str.strip(", ")
     return variants
+
+
+def _parts_models(flat: pd.DataFrame, others: list[str], key: str) -> bool:
+    """Whether a key tells models apart, and of each model nothing that the other keys do not tell: its rates, say."""
+    if not others:
+        return False
+    follows = (flat.groupby([*others, "model"], dropna=False)[key].nunique(dropna=False) == 1).all()
+    return bool(follows and (flat.groupby(others, dropna=False)[key].nunique(dropna=False) > 1).any())
 
 
 def _tells_apart(flat: pd.DataFrame, known: Sequence[str], key: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from reports import style
-from reports.drawing import GREY, INK, Drawing, Styles, add_legend, new_figure
+from reports.drawing import AROUND_IN, GREY, INK, WIDTH_IN, Drawing, Styles, add_legend, new_figure
 from reports.frames import TRAINING_GROUP
 from reports.quality import PROBES, UNITS, Labels, is_embedded, stamp_of, stamped, task_title
 
@@ -28,6 +28,8 @@ FILLS: tuple[Mapping[str, Any], ...] = (
 SEED_WIDTH = 1.2
 MARKS = 4
 """On each curve."""
+MANY_PANELS, MANY_PANEL_IN = 8, 2.5
+"""From more panels on they are smaller, three abreast, and so high."""
 
 
 def losses_figure(losses: pd.DataFrame, styles: Styles | None = None, labels: Labels | None = None) -> Drawing | None:
@@ -77,16 +79,21 @@ def _logged_figure(
         for key, rows in logged.groupby(TRAINING_GROUP, dropna=False)
     ]
     groups.sort(key=lambda group: group[0]["task"] not in PROBES)
-    columns = min(2, len(groups))
+    many = len(groups) > MANY_PANELS
+    columns = min(3 if many else 2, len(groups))
     lines = -(-len(groups) // columns)
     sheet, panels = new_figure(title, str(groups[0][0]["section"]), stamp_of(logged), lines, columns)
+    if many:
+        sheet.set_size_inches(WIDTH_IN, lines * MANY_PANEL_IN + AROUND_IN)
     drawn, fills = [], seed_fills(logged["seed"])
     for axes, (about, rows) in zip(panels, groups, strict=False):
         _draw_logged(axes, rows, column, styles, fills)
         mark = f" · {style.STAMP.lower()}" if is_embedded(rows) else ""
-        axes.set_title(f"{_panel_title(about, groups)}{mark}", loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("Step", fontsize=10, color=INK)
-        axes.set_ylabel("Accuracy" if column == "accuracy" else _loss_label(str(about["task"])), fontsize=10, color=INK)
+        size, width = (8, 38) if many else (10, 48)
+        axes.set_title(f"{_panel_title(about, groups, width)}{mark}", loc="left", fontsize=size, color=INK)
+        axes.set_xlabel("Step", fontsize=size, color=INK)
+        label = "Accuracy" if column == "accuracy" else _loss_label(str(about["task"]))
+        axes.set_ylabel(label, fontsize=size, color=INK)
         if column == "accuracy":
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
@@ -154,11 +161,11 @@ def _loss_label(task: str) -> str:
     return f"Loss (nats per {UNITS[task]})" if task in UNITS else "Loss (nats)"
 
 
-def _panel_title(about: Mapping[str, Any], groups: list[tuple[dict[str, Any], pd.DataFrame]]) -> str:
+def _panel_title(about: Mapping[str, Any], groups: list[tuple[dict[str, Any], pd.DataFrame]], width: int) -> str:
     """The task and its training length; what else tells it from panels that would read alike."""
     title = f"{task_title(str(about['task']))} at {style.length(about['train_len'])}"
     alike = [other for other, _ in groups if (other["task"], other["train_len"]) == (about["task"], about["train_len"])]
     varied = [key for key in TRAINING_GROUP if len({str(other[key]) for other in alike}) > 1]
     differences = [str(about[key]) for key in varied if about[key] != ""]
-    # A panel holds so many characters, and a protocol that differs in much is longer.
-    return "\n".join(textwrap.wrap(", ".join([title, *differences]), 48, max_lines=2))
+    # A panel holds so many characters (width), and a protocol that differs in much is longer.
+    return "\n".join(textwrap.wrap(", ".join([title, *differences]), width, max_lines=2))

@@ -129,6 +129,21 @@ def test_a_protocol_that_was_varied_splits_and_one_that_differs_by_model_does_no
     assert set(variants) == {"heads 2", "heads 4"}
 
 
+def test_rates_of_models_that_follow_from_another_choice_do_not_part_the_models() -> None:
+    def variants(rates: dict[tuple[str, str], float]) -> set[str]:
+        records = [
+            builder.speed(model, 1024, latency=[1.0], protocol={"answers": answers, "lr": lr})
+            for (model, answers), lr in rates.items()
+        ]
+        return set(frames.trials_frame(records)["variant"])
+
+    rates = {("a", "all"): 0.2, ("a", "labels"): 0.02, ("b", "all"): 0.1, ("b", "labels"): 0.01}
+    assert variants(rates) == {"answers all", "answers labels"}
+    assert variants({key: lr for key, lr in rates.items() if key[0] == "a"}) == {
+        "answers all, lr 0.2", "answers labels, lr 0.02",
+    }  # fmt: skip
+
+
 def test_what_follows_from_the_steps_is_named_only_where_nothing_else_tells_protocols_apart() -> None:
     def variants(*protocols: dict[str, int]) -> set[str]:
         records = [builder.speed("a", 1024, latency=[1.0], protocol=protocol) for protocol in protocols]
