@@ -11,7 +11,7 @@ MODEL  ?= mamba-tiny
 COMMITTED := $(filter-out results/runs results/reference results/baselines,$(wildcard results/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test conformance lint bench report plots eval exact micro gate aa data scan-table parity clean
+.PHONY: help setup test conformance interpret lint bench report plots eval exact micro gate aa data scan-table parity clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,14 @@ test: $(STAMP) ## the tests, on all cores, in minutes; what takes every model or
 
 conformance: $(STAMP) ## the long tests: every model, kernel, prediction and command in turn
 	$(BIN)/python -m pytest -n auto --dist worksteal -m conformance
+
+# Beside the environment and not in it: PyTorch for a CPU comes without Triton, and so should all else that is tested.
+$(VENV)/triton: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ triton==3.6.0
+	@touch $@
+
+interpret: $(VENV)/triton ## the Triton kernel in Triton's interpreter, which needs no GPU (installs Triton, 190 MB)
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest tests/models/test_decode_attention.py -k interpreted
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
