@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from reports import style
+from reports.classification_pairs import PAIRED, models_table, ways_table
+from reports.classification_rows import FIGURES, TITLES, choices_of, place_of, scored_at_training_length, why_not
 from reports.document import Block, Heading, Paragraph, Table
-from reports.frames import START, interval, number
 
-TITLES = {
-    "gue": "GUE",
-    "genomic_benchmarks": "GenomicBenchmarks",
-    "vertebrates": "Vertebrate class from mitochondrial genomes",
-}
-FIGURES = ("mcc", "balanced_accuracy", "accuracy")
 WORDS = (
     "Matthews correlation on the test split: 1 is all right, 0 is no better than chance. With several seeds the mean "
     "and the standard deviation over them, with one seed the bootstrap's 95 % interval over items; the spread over "
@@ -25,17 +19,6 @@ WORDS = (
     "No published row stands beside these: the reference tables hold none of these tasks, and the models here are "
     "smaller, trained on less, and asked at their last position."
 )
-
-
-class Place(NamedTuple):
-    """What a line of the table is of, but for the seed."""
-
-    dataset: str
-    model: str
-    start: str
-    rate: float
-    answers: str
-    seq_len: float
 
 
 def classification_blocks(training: pd.DataFrame) -> list[Block]:
@@ -50,6 +33,10 @@ def classification_blocks(training: pd.DataFrame) -> list[Block]:
             Paragraph(text=f"{choices}. {WORDS}"),
             Table(frame=classification_table(mine)),
         ]
+        if len(ways := ways_table(mine)):
+            blocks += [Paragraph(text=PAIRED), Table(frame=ways)]
+        if len(models := models_table(mine)):
+            blocks.append(Table(frame=models, folded=f"{len(models)} differences between models, paired likewise"))
     return blocks
 
 
@@ -82,34 +69,6 @@ def classification_table(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def choices_of(trial: Mapping[Any, Any]) -> str:
-    """What all lines of a table share, in words; rates and lengths are the lines' own."""
-    protocol = trial["protocol"]
-    parts = [
-        f"{number(protocol.get('steps')):,.0f} steps",
-        f"batch {style.figure(trial['batch'])}",
-        str(trial["dtype"]),
-    ]
-    return ", ".join([*parts, f"data: {trial['source']}"])
-
-
-def place_of(trial: Mapping[Any, Any]) -> Place:
-    protocol = trial["protocol"]
-    dataset = str((protocol.get("task_options") or {}).get("dataset", style.NONE))
-    start = "pretrained" if protocol.get(START) else "scratch"
-    answers = "labels" if protocol.get("answers") == "labels" else "all tokens"
-    return Place(dataset, str(trial["model"]), start, number(protocol.get("lr")), answers, float(trial["train_len"]))
-
-
-def scored_at_training_length(trial: Mapping[Any, Any]) -> dict[str, dict[str, float]]:
-    """The figures at the training length; empty where there is no correlation."""
-    for score in trial["scores"]:
-        if score.get("seq_len") == trial["train_len"] and score.get("status") == "ok":
-            found = {name: interval(score.get(name), name) for name in FIGURES}
-            return found if np.isfinite(found["mcc"]["mcc"]) else {}
-    return {}
-
-
 def _over_seeds(found: Sequence[Mapping[str, float]]) -> str:
     """Mean and standard deviation of several, of one its interval."""
     if not found:
@@ -119,9 +78,3 @@ def _over_seeds(found: Sequence[Mapping[str, float]]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f} [{found[0][f'{name}_low']:.3f}, {found[0][f'{name}_high']:.3f}]"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-
-
-def why_not(trials: pd.DataFrame) -> str:
-    """The statuses of trials of which none has a score."""
-    statuses = sorted(set(trials["status"]))
-    return ", ".join("no score" if status == "ok" else str(status) for status in statuses)

@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from reports import style
-from reports.classification import TITLES, Place, choices_of, place_of, scored_at_training_length, why_not
+from reports.classification_rows import (
+    TITLES,
+    Place,
+    choices_of,
+    place_of,
+    scored_at_training_length,
+    way_order,
+    why_not,
+)
 from reports.drawing import AROUND_IN, GREY, INK, WIDTH_IN, Drawing, Rows, Styles, add_legend, new_figure
 from reports.quality import stamp_of, stamped
 
@@ -22,8 +30,6 @@ LINE_IN, PANEL_IN = 0.36, 0.7
 COLUMNS = 4
 TITLE = "Classified DNA: Matthews correlation on the test split"
 MEAN, SEED = "mean", "seed"
-Line = tuple[str, str, float, str]
-"""Model, start, rate and what may answer."""
 
 
 def classification_jobs(training: pd.DataFrame) -> Iterator[Callable[[], Drawing]]:
@@ -41,7 +47,7 @@ def classifies(scores: pd.DataFrame) -> bool:
 def classification_figure(trials: pd.DataFrame) -> Drawing:
     """A panel a data set and protocol, a line a model, start, rate and kind of answers, alike in all panels."""
     places = {index: place_of(trial) for index, trial in trials.to_dict("index").items()}
-    lines = sorted({_line(place) for place in places.values()}, key=_line_order)
+    lines = sorted({_line(place) for place in places.values()}, key=lambda line: (line.model, way_order(line)))
     panels = _panels(trials, places)
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -96,22 +102,16 @@ def _panels(trials: pd.DataFrame, places: dict[Any, Place]) -> list[tuple[str, p
     return panels
 
 
-def _line(place: Place) -> Line:
-    return place.model, place.start, place.rate, place.answers
+def _line(place: Place) -> Place:
+    """What a line is of in every panel."""
+    return place._replace(dataset="", seq_len=0.0)
 
 
-def _line_order(line: Line) -> tuple[str, bool, float, str]:
-    """A model's lines together, from scratch first, higher rates first."""
-    model, start, rate, answers = line
-    return model, start == "pretrained", -rate, answers
+def _words(line: Place) -> str:
+    return f"{line.model}, {line.start}\n{style.figure(line.rate)}, {line.answers}"
 
 
-def _words(line: Line) -> str:
-    model, start, rate, answers = line
-    return f"{model}, {start}\n{style.figure(rate)}, {answers}"
-
-
-def _rows(trials: pd.DataFrame, own: Sequence[Line], lines: Sequence[Line]) -> pd.DataFrame:
+def _rows(trials: pd.DataFrame, own: Sequence[Place], lines: Sequence[Place]) -> pd.DataFrame:
     """What a panel shows; ``line`` is the place from above."""
     rows, at = Rows(x="line"), pd.Series(lines.index(line) for line in own)
     for number, line in enumerate(lines):
@@ -120,13 +120,13 @@ def _rows(trials: pd.DataFrame, own: Sequence[Line], lines: Sequence[Line]) -> p
         values = [figure["mcc"] for figure in found]
         if len(values) == 1:
             ends = {"low": found[0]["mcc_low"], "high": found[0]["mcc_high"]}
-            rows.add(line[0], MEAN, number, values[0], **ends, n=1, status="ok", note=note)
+            rows.add(line.model, MEAN, number, values[0], **ends, n=1, status="ok", note=note)
         elif values:
-            rows.add(line[0], MEAN, number, float(np.mean(values)), n=len(values), status="ok", note=note)
+            rows.add(line.model, MEAN, number, float(np.mean(values)), n=len(values), status="ok", note=note)
             for value in values:
-                rows.add(line[0], SEED, number, value, n=1, status="ok", note=note)
+                rows.add(line.model, SEED, number, value, n=1, status="ok", note=note)
         elif len(mine):
-            rows.add(line[0], "failed", number, status=why_not(mine).partition(",")[0], note=note)
+            rows.add(line.model, "failed", number, status=why_not(mine).partition(",")[0], note=note)
     return rows.frame()
 
 

@@ -8,6 +8,7 @@ import record_builder as builder
 from reports import figures, frames
 from reports.classification import classification_blocks, classification_table
 from reports.classification_figures import classification_jobs
+from reports.classification_pairs import models_table, ways_table
 from reports.document import Table
 
 SOURCE = {"name": "gue v1", "kind": "files", "sha256": "ab"}
@@ -139,3 +140,32 @@ def test_one_length_needs_no_figure_against_length():
         one.name for one in figures.all_figures(frames.speed_frame(trials), training, frames.scores_frame(training))
     ]
     assert "classification" in names and not any(name.startswith("accuracy") for name in names)
+
+
+def test_ways_are_compared_from_one_to_the_next_over_the_seeds_that_both_have():
+    records = [trial(seed, 0.2 + 0.1 * seed) for seed in range(3)]
+    records += [trial(seed, 0.5 + 0.2 * seed, pretrained=True) for seed in range(2)]
+    lower = trial(1, 0.4)
+    lower["trial"]["protocol"]["answers"] = "labels"
+    (to_labels, to_pretrained) = ways_table(training_of(*records, lower)).to_dict("records")
+    assert (to_labels["To"], to_labels["Difference"]) == ("scratch, 0.001, labels", "+0.100")
+    assert to_pretrained["From"] == to_labels["To"] and to_pretrained["Difference"] == "+0.300"
+    (change,) = ways_table(training_of(*records)).to_dict("records")
+    # 0.3 and 0.4: Student's t of one degree of freedom, 12.706, times 0.05.
+    assert (change["Difference"], change["Seeds"]) == ("+0.350 [-0.285, +0.985]", "2")
+
+
+def test_models_are_compared_where_they_were_trained_alike():
+    table = models_table(
+        training_of(
+            trial(0, 0.6), trial(0, 0.2, model="s4d-dna1m"), trial(0, 0.5, model="hyena-dna1m", pretrained=True),
+            trial(0, 0.1, dataset="mouse/0"), trial(1, status="error"),
+        )
+    )  # fmt: skip
+    (line,) = table.to_dict("records")
+    assert (line["Model"], line["Less"], line["Difference"]) == ("mamba-dna1m", "s4d-dna1m", "+0.400")
+
+
+def test_seeds_that_no_two_have_in_common_are_no_difference():
+    (line,) = models_table(training_of(trial(0, 0.6), trial(1, 0.2, model="s4d-dna1m"))).to_dict("records")
+    assert (line["Difference"], line["Seeds"]) == ("\N{EN DASH}", "0")
