@@ -21,7 +21,7 @@ from harness.clocks import (
 )
 from harness.environment import nvidia_smi
 from harness.gpu_clocks import ClockReading, connect, gpu_clocks, parse_clocks
-from harness.memory import host_peak, memory_of
+from harness.memory import host_peak, memory_of, touch_memory
 from harness.outcomes import Unpredictable
 from harness.prediction import StorageTracker, predict
 
@@ -41,6 +41,35 @@ def test_host_peak_does_not_inherit_an_earlier_peak():
     with host_peak() as peak:
         torch.ones(16 * MIB // 4)
     assert peak.peak_rss_bytes - peak.baseline_rss_bytes < 64 * MIB
+
+
+FAULTS = """
+import resource, sys, torch
+from harness.memory import keep_freed_memory, touch_memory
+keep_freed_memory()
+touch_memory(int(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+held = [torch.ones(2**24) for _ in range(4)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_what_was_touched_meets_no_fresh_pages_afterwards():
+    def faults(touched: int) -> int:  # the allocator's settings are the process's own
+        return int(subprocess.run([sys.executable, "-c", FAULTS, str(touched)], capture_output=True, check=True).stdout)
+
+    untouched = faults(0)
+    assert untouched >= 128  # 256 MiB in pages of 2 MiB
+    assert faults(320 * MIB) < untouched / 2
+
+
+def test_touching_more_than_there_is_touches_what_there_is_or_nothing(monkeypatch):
+    monkeypatch.setattr("harness.memory.host_available_bytes", lambda: 2 * MIB)
+    with host_peak() as peak:
+        touch_memory(2**60)
+    assert peak.peak_rss_bytes - peak.baseline_rss_bytes < 8 * MIB
+    monkeypatch.setattr("harness.memory.host_available_bytes", lambda: 2**62)
+    touch_memory(2**60)  # refused, and no error
 
 
 def test_a_kernel_that_resets_no_peak_gives_no_figure(monkeypatch):
