@@ -112,11 +112,39 @@ def available_memory_bytes(device: torch.device) -> int:
 
 
 def host_available_bytes() -> int:
-    """The kernel's own estimate of what can be had without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("/proc/meminfo has no MemAvailable")
+    """What can be had without swapping: the kernel's own estimate, or what the process's control groups leave of it."""
+    meminfo = _numbers(Path("/proc/meminfo").read_text().replace(":", ""))
+    return min(meminfo["MemAvailable"] * 1024, _left_by_control_groups())
+
+
+def _left_by_control_groups(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Of the tightest limit above this process, as a container has one; far more than any machine has where none is.
+
+    Page cache that is not in use (``inactive_file``) can be had too.
+    """
+    left = [2**62]
+    for line in membership.read_text().splitlines() if membership.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        own = root / "memory" if controllers else root
+        limit, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
+        for group in (own / path.strip("/"), *(own / parent for parent in Path(path.strip("/")).parents)):
+            try:
+                most = (group / limit).read_text().strip()
+                cache = _numbers((group / "memory.stat").read_text()).get("inactive_file", 0)
+                if most != "max":
+                    left.append(int(most) - int((group / used).read_text()) + cache)
+            except OSError:  # seen from inside a container, a group may lie elsewhere
+                continue
+    return max(0, min(left))
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """Of lines with a name and a number."""
+    return {name: int(number) for name, number, *_ in (line.split() for line in text.splitlines())}
 
 
 def memory_of(work: Callable[[], object], device: torch.device) -> dict[str, int]:

@@ -21,7 +21,7 @@ from harness.clocks import (
 )
 from harness.environment import nvidia_smi
 from harness.gpu_clocks import ClockReading, connect, gpu_clocks, parse_clocks
-from harness.memory import host_peak, memory_of, touch_memory
+from harness.memory import _left_by_control_groups, host_available_bytes, host_peak, memory_of, touch_memory
 from harness.outcomes import Unpredictable
 from harness.prediction import StorageTracker, predict
 
@@ -63,6 +63,10 @@ def test_what_was_touched_meets_no_fresh_pages_afterwards():
     assert faults(320 * MIB) < untouched / 2
 
 
+def test_what_is_available_is_positive_and_less_than_the_machine_has():
+    assert 0 < host_available_bytes() < 2**50
+
+
 def test_touching_more_than_there_is_touches_what_there_is_or_nothing(monkeypatch):
     monkeypatch.setattr("harness.memory.host_available_bytes", lambda: 2 * MIB)
     with host_peak() as peak:
@@ -70,6 +74,32 @@ def test_touching_more_than_there_is_touches_what_there_is_or_nothing(monkeypatc
     assert peak.peak_rss_bytes - peak.baseline_rss_bytes < 8 * MIB
     monkeypatch.setattr("harness.memory.host_available_bytes", lambda: 2**62)
     touch_memory(2**60)  # refused, and no error
+
+
+def control_group(folder, limit, used, inactive, *, names=("memory.max", "memory.current")):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(names, (limit, used), strict=True):
+        (folder / name).write_text(f"{content}\n")
+    (folder / "memory.stat").write_text(f"anon 7\ninactive_file {inactive}\n")
+
+
+def test_a_containers_limit_counts_as_what_is_left_of_the_machine(tmp_path):
+    membership = tmp_path / "membership"
+    assert _left_by_control_groups(tmp_path, membership) == 2**62  # a kernel without control groups
+    membership.write_text("0::/user.slice/job\n")
+    assert _left_by_control_groups(tmp_path / "none", membership) == 2**62
+    root = tmp_path / "v2"
+    control_group(root / "user.slice/job", "max", 10, 0)
+    assert _left_by_control_groups(root, membership) == 2**62
+    control_group(root / "user.slice", 1000, 400, 50)
+    control_group(root, 5000, 400, 0)
+    assert _left_by_control_groups(root, membership) == 650
+    control_group(root / "user.slice/job", 300, 310, 0)
+    assert _left_by_control_groups(root, membership) == 0
+    membership.write_text("5:cpu:/a\n4:memory:/box\n0::/\n")
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    control_group(tmp_path / "v1/memory", 900, 100, 25, names=names)  # /box lies outside the container
+    assert _left_by_control_groups(tmp_path / "v1", membership) == 825
 
 
 def test_a_kernel_that_resets_no_peak_gives_no_figure(monkeypatch):
