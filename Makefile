@@ -7,8 +7,8 @@ SUITE  ?= quick
 BASE   ?= main
 TASKS  ?= lambada_openai,piqa
 MODEL  ?= mamba-tiny
-# Committed measurements; baselines repeat some of them.
-COMMITTED := $(filter-out results/runs results/reference results/baselines,$(wildcard results/*))
+# Committed measurements; baselines and repeats have some of them again.
+COMMITTED := $(filter-out results/runs results/reference results/baselines results/repeats,$(wildcard results/*))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test conformance interpret lint bench report plots eval exact micro gate aa data scan-table parity clean
